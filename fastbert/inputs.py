@@ -217,6 +217,8 @@ def near_name(path: Path) -> str:
         return "; ~ does not mean the home folder within quotes or after =: give the whole path"
     if path.parts and path.parts[0] in ("http:", "https:", "ftp:", "s3:", "gs:"):
         return "; it is a URL, and nothing is downloaded: download the file first and give its path"
+    if path.is_symlink():
+        return "; it is a link to a path that does not exist"
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for _, entry in zip(range(NEAR_NAMES), entries, strict=False)]

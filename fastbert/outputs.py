@@ -22,7 +22,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -51,6 +51,12 @@ def check_output_file(path: Path | str) -> None:
         if _descriptor(path) is None and not _is_stream(path):
             target = _target(path)
             _check_room(target.parent, path, target.name)
+
+
+def refuse_input(out: Path | str, inputs: Iterable[Path | str]) -> None:
+    """Raises a UserError if the file `out` is one of `inputs`, which it would replace."""
+    if Path(out).is_file() and any(os.path.exists(one) and os.path.samefile(out, one) for one in inputs):
+        raise UserError(f"--out {out} is an input of this command, which it would replace; choose another file")
 
 
 @contextmanager

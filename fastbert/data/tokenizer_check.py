@@ -7,6 +7,7 @@ can run. Importing it takes about half a second, so it is imported only when a f
 import string
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -73,18 +74,29 @@ def check_folder(wordpiece: WordPiece, files: Interpreted) -> None:
 
 def open_in_transformers(contents: dict[str, Any]) -> Any:
     """Opens a folder that contains only `contents` with `AutoTokenizer`."""
-    from transformers import AutoTokenizer, logging
+    from transformers import AutoTokenizer
 
-    verbosity = logging.get_verbosity()
+    with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
+        for name, content in contents.items():
+            text = content if isinstance(content, str) else json_text(content)
+            (Path(folder) / name).write_text(text, encoding="utf-8", newline="")
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers prints errors alone, and no progress bar of loaded weights."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in contents.items():
-                text = content if isinstance(content, str) else json_text(content)
-                (Path(folder) / name).write_text(text, encoding="utf-8", newline="")
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        yield
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def difference(wordpiece: WordPiece, theirs: Any) -> str | None:

@@ -1,6 +1,5 @@
 """`fastbert predict`: labels and probabilities from a fine-tuned model, or from the mean over its seeds."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +15,7 @@ from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord
 from fastbert.finetuning.scoring import BATCH, Inputs, encode_inputs
 from fastbert.finetuning.tasks import Task, open_task
-from fastbert.outputs import check_output_file, is_standard_output, output_file, standard_output
+from fastbert.outputs import check_output_file, is_standard_output, output_file, refuse_input, standard_output
 from fastbert.records import json_text
 from fastbert.streams import echo
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
@@ -78,12 +77,6 @@ def check_predictions_file(out: str) -> None:
         check_output_file(out)
     if Path(out).suffix.lower() in (*COMPRESSIONS, ".parquet"):
         raise UserError(f"{out}: predictions are JSON lines or CoNLL columns, not compressed; write .jsonl")
-
-
-def refuse_input(out: str, inputs: list[str]) -> None:
-    """Raises a UserError if the predictions would replace a file that is read."""
-    if Path(out).is_file() and any(os.path.exists(one) and os.path.samefile(out, one) for one in inputs):
-        raise UserError(f"--out {out} is an input of the predictions; choose another file")
 
 
 def is_conll(path: Path) -> bool:

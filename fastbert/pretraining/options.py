@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
-from fastbert.data.sources import check_source
+from fastbert.data.sources import check_source, source_files
 from fastbert.data.stages import StageOptions
 from fastbert.downloads import check_downloaded
 from fastbert.errors import OptionError, UserError, brief
@@ -16,9 +16,9 @@ from fastbert.hub.folders import check_model_folder
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.options import MaskRate, ObjectiveOptions
-from fastbert.outputs import check_output_file
+from fastbert.outputs import check_output_file, refuse_input
 from fastbert.pretraining.checkpoint_words import parse_counts
-from fastbert.pretraining.zero_shot.pair_files import pair_files
+from fastbert.pretraining.zero_shot.pair_files import is_pair_file, pair_files
 from fastbert.ranges import (
     LARGEST,
     Count,
@@ -288,6 +288,18 @@ class EvaluateOptions:
             if self.measurement == "source":
                 raise UserError("--out is for the scores of --pll and --pairs; --json prints the result of --source")
             check_output_file(self.out)
+            self._check_out()
+
+    def _check_out(self) -> None:
+        """Raises a UserError if the scores would replace an input, or become one of the next call."""
+        if self.measurement == "pll":
+            refuse_input(self.out, source_files(self.pll))
+            return
+        refuse_input(self.out, pair_files(self.pairs))
+        if Path(self.pairs).resolve() == Path(self.out).resolve().parent and is_pair_file(self.out):
+            raise UserError(
+                f"--out {self.out} would be read as minimal pairs the next time; choose a file outside {self.pairs}"
+            )
 
     @property
     def measurement(self) -> str:

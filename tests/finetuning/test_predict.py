@@ -206,7 +206,7 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     for what, read in ((words_model[2:], source), (words, Path(words[words.index("--custom.train") + 1]))):
         before = read.read_bytes()
         assert main(["predict", *words_model[:2], *what, "--out", str(read)]) == 2
-        assert f"{read} is an input of the predictions" in capsys.readouterr().err
+        assert f"{read} is an input of this command" in capsys.readouterr().err
         assert read.read_bytes() == before
     for name in ("a.jsonl.gz", "a.parquet"):
         assert main(["predict", *words_model, "--out", str(tmp_path / name)]) == 2

@@ -327,7 +327,10 @@ def test_unknown_words_and_equal_pairs_are_reported(bert, capsys, tmp_path) -> N
         ('{"sentence_good": "the", "sentence_bad": 3}\n', "line 1 has sentence_bad 3, which is not a text"),
         ('{"sentence_good": "the", "sentence_bad": " "}\n', "line 1 has an empty sentence_bad"),
         ('{"sentence_good": "a", "sentence_bad": "b"}\n[1]\n', "line 2 is a JSON list, not an object"),
-        ('{"sentence_good": "a", "sentence_bad": "b", "UID": 7}\n', "line 1 has UID 7, which must be a text"),
+        (
+            '{"sentence_good": "a", "sentence_bad": "b", "UID": 7}\n',
+            "line 1 has UID 7, which must be a name on one line",
+        ),
         ('{"sentence_good": "a", "sentence_bad": "b"\n', "line 1 is not JSON"),
         ("", "has no minimal pairs: its files are empty"),
         ('{"sentence_good": "\\u0301", "sentence_bad": "b"}\n', "sentence_good has no tokens for the tokenizer"),

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from fastbert.data.formats import is_table
 from fastbert.data.sources.combined import List, Mixture, parse_weights
-from fastbert.data.sources.files import open_files
+from fastbert.data.sources.files import find_files, open_files
 from fastbert.data.sources.hub import HUB, open_hub
 from fastbert.data.sources.source import Source, cut
 from fastbert.data.text import clean
 from fastbert.errors import UserError, brief
 from fastbert.lists import paths, words
 
-__all__ = ["Source", "check_source", "cut", "open_source"]
+__all__ = ["Source", "check_source", "cut", "open_source", "source_files"]
 
 COLUMN = "text"
 
@@ -71,6 +71,16 @@ def open_source(spec: str, column: str = COLUMN, weights: str | None = None, str
     if len(parts) == 1:
         return parts[0]
     return List(spec, parts) if fractions is None else Mixture(spec, parts, fractions)
+
+
+def source_files(spec: str) -> list[Path]:
+    """The files on the disk that a source consists of.
+
+    Raises:
+        UserError: one does not exist.
+    """
+    names = [one for one in paths(spec, _exists) if one not in NAMED and not one.startswith(HUB)]
+    return [file for one in names for file in find_files(one, HINT)]
 
 
 def check_source(spec: str, column: str = COLUMN) -> None:

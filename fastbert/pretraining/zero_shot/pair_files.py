@@ -7,19 +7,20 @@ Each line is an object with the keys
     linguistics_term               optional: the phenomenon, a group of paradigms
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastbert.data.formats import opened, suffixes
 from fastbert.data.json_rows import json_lines
-from fastbert.data.text import clean
+from fastbert.data.text import clean, is_unicode
 from fastbert.errors import UserError, abbreviated, brief
 from fastbert.inputs import input_errors, near_name, refuse_slash
 from fastbert.progress import progress
 
 GOOD, BAD, PARADIGM, PHENOMENON = "sentence_good", "sentence_bad", "UID", "linguistics_term"
 JSONL = (".jsonl", ".ndjson")
+LONGEST = 10_000  # characters of a sentence; the memory to score one grows with its square
 HINT = f"write an object with {GOOD} and {BAD} on each line"
 # The paper's twelve phenomena include these two paradigms in argument structure.
 RENAMED = {"s-selection": "argument_structure"}
@@ -36,6 +37,11 @@ class Pair(NamedTuple):
     """File and line, for errors."""
 
 
+def is_pair_file(path: str | Path) -> bool:
+    """True if the name is that of a file of minimal pairs, perhaps compressed."""
+    return suffixes(Path(path))[0] in JSONL
+
+
 def pair_files(path: str | Path) -> list[Path]:
     """The JSONL files that `path` names: itself, or those in the folder, sorted.
 
@@ -45,7 +51,7 @@ def pair_files(path: str | Path) -> list[Path]:
     folder = Path(path)
     with input_errors(folder, "minimal pairs"):
         if folder.is_dir():
-            found = [file for file in sorted(folder.iterdir()) if suffixes(file)[0] in JSONL and file.is_file()]
+            found = [file for file in sorted(folder.iterdir()) if is_pair_file(file) and file.is_file()]
             if found:
                 return found
             inner = next((f for f in sorted(folder.iterdir()) if f.is_dir() and any(f.glob("*.jsonl*"))), None)
@@ -53,8 +59,8 @@ def pair_files(path: str | Path) -> list[Path]:
             raise UserError(f"folder {folder} has no minimal pairs: no file in it ends in .jsonl; {advice}")
         if not folder.exists():
             refuse_slash(str(path))
-            raise UserError(f"there are no minimal pairs at {folder}{near_name(folder) or ''}; give a file or a folder")
-    if suffixes(folder)[0] not in JSONL:
+            raise UserError(f"there are no minimal pairs at {folder}{near_name(folder)}; give a file or a folder")
+    if not is_pair_file(folder):
         raise UserError(f"minimal pairs {folder} must be a folder or a file that ends in .jsonl; {HINT}")
     return [folder]
 
@@ -63,8 +69,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """Reads all minimal pairs.
 
     Raises:
-        UserError: there are none; a line is not an object, lacks one of the sentences, or has an empty one. The message
-            names file and line.
+        UserError: there are none; a line is not an object, lacks one of the sentences, or has an empty one or one that
+            is too long; a paradigm is in two phenomena. The message names file and line.
     """
     files = pair_files(path)
     found: list[Pair] = []
@@ -72,6 +78,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
         for number, file in enumerate(files, 1):
             found += _read(file)
             shown.update(number)
+    phenomena(found)
     if not found:
         raise UserError(f"{path} has no minimal pairs: its files are empty; {HINT}")
     return found
@@ -86,11 +93,33 @@ def _read(file: Path) -> Iterator[Pair]:
             yield Pair(good, bad, paradigm or name, RENAMED.get(phenomenon, phenomenon), where)
 
 
+def phenomena(pairs: Iterable[Pair]) -> dict[str, str | None]:
+    """Paradigm -> its phenomenon, which not every pair needs to name.
+
+    Raises:
+        UserError: a paradigm is in two phenomena.
+    """
+    found: dict[str, str | None] = {}
+    for pair in pairs:
+        known = found.get(pair.paradigm)
+        if known and pair.phenomenon and known != pair.phenomenon:
+            raise UserError(
+                f"{pair.where} puts paradigm {brief(pair.paradigm)} in {PHENOMENON} {brief(pair.phenomenon)}, an "
+                f"earlier line in {brief(known)}; give it one, or two names in {PARADIGM}"
+            )
+        found[pair.paradigm] = known or pair.phenomenon
+    return found
+
+
 def _sentence(row: dict[str, Any], key: str, where: str) -> str:
     if key not in row:
         raise UserError(f"{where} has no key {brief(key)}; it has {abbreviated(list(row)) or 'none'}; {HINT}")
     if not isinstance(row[key], str):
         raise UserError(f"{where} has {key} {brief(row[key])}, which is not a text; {HINT}")
+    if len(row[key]) > LONGEST:
+        raise UserError(f"{where} has a {key} of {len(row[key]):,} characters; give sentences of at most {LONGEST:,}")
+    if not is_unicode(row[key]):
+        raise UserError(f"{where} has half of a surrogate pair in {key}, which is no character; remove it")
     text = clean(row[key], where)
     if not text.strip():
         raise UserError(f"{where} has an empty {key}; {HINT}")
@@ -99,8 +128,8 @@ def _sentence(row: dict[str, Any], key: str, where: str) -> str:
 
 def _label(row: dict[str, Any], key: str, where: str) -> str | None:
     value = row.get(key)
-    if value is not None and (not isinstance(value, str) or not value):
+    if value is not None and (not isinstance(value, str) or not value or not value.isprintable()):
         raise UserError(
-            f"{where} has {key} {brief(value)}, which must be a text that is not empty; leave it out if there is none"
+            f"{where} has {key} {brief(value)}, which must be a name on one line; leave it out if there is none"
         )
     return value

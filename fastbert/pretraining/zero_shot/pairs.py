@@ -14,7 +14,7 @@ import numpy as np
 from fastbert.errors import UserError
 from fastbert.outputs import output_file
 from fastbert.pretraining.options import EvaluateOptions
-from fastbert.pretraining.zero_shot.pair_files import Pair, read_pairs
+from fastbert.pretraining.zero_shot.pair_files import Pair, phenomena, read_pairs
 from fastbert.pretraining.zero_shot.scorer import Scorer, open_scorer
 from fastbert.pretraining.zero_shot.scoring import Sentence, encoded, log_odds, log_probabilities, sentence
 from fastbert.records import json_text
@@ -132,10 +132,9 @@ def accuracies(pairs: Sequence[Pair], values: np.ndarray) -> dict[str, Any]:
     """The mean over paradigms, `phenomena` and `paradigms` by name; each with its number of pairs and of ties, and a 95
     % interval."""
     members: dict[str, list[int]] = {}
-    phenomenon: dict[str, str | None] = {}
     for number, pair in enumerate(pairs):
         members.setdefault(pair.paradigm, []).append(number)
-        phenomenon.setdefault(pair.paradigm, pair.phenomenon)
+    phenomenon = phenomena(pairs)
     paradigms = {name: values[rows] for name, rows in members.items()}
     groups: dict[str, list[np.ndarray]] = {}
     for name, group in phenomenon.items():

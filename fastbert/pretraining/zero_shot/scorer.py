@@ -21,15 +21,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastbert.data.tokenizer import WordPiece
-from fastbert.errors import UserError, abbreviated
+from fastbert.data.tokenizer_check import quiet_transformers
+from fastbert.errors import UserError, abbreviated, brief
 from fastbert.hub.folders import check_model_folder
 from fastbert.hub.load import BERT_ONLY, LARGEST_CONFIG, Pretrained, load_pretrained, tokenizer_of
 from fastbert.hub.names import head_of
@@ -44,6 +48,9 @@ from fastbert.progress import progress
 from fastbert.records import read_json
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
 
+UNREADABLE = (StrictDataclassError, SafetensorError, UnpicklingError)
+"""Exceptions of transformers for a configuration or weights that are damaged, or a pickle of other things than
+weights."""
 PLL, DISCRIMINATOR = "pll", "discriminator"
 
 
@@ -151,13 +158,15 @@ def _discriminator(pretrained: Pretrained, kernels: str, device: torch.device) -
 def is_foreign(folder: Path) -> bool:
     """True for a masked language model of transformers that `load_pretrained` does not read: another architecture than
     BERT, a BERT with another activation or position encoding, or an ELECTRA's generator."""
-    if not (check_model_folder(folder) / "config.json").is_file():
+    path = check_model_folder(folder) / "config.json"
+    if not path.is_file():
         return False
-    settings = read_json(folder / "config.json", "model configuration", dict, LARGEST_CONFIG)
-    architectures = settings.get("architectures")
+    settings = read_json(path, "model configuration", dict, LARGEST_CONFIG)
+    architectures, family = settings.get("architectures"), settings.get("model_type", "")
+    if not isinstance(family, str):
+        raise UserError(f"{path}: model_type must be a name, not {brief(family)}")
     generator = isinstance(architectures, list) and "ElectraForMaskedLM" in architectures
     unusual = any(settings.get(name, value) != value for name, value in BERT_ONLY.items())
-    family = settings.get("model_type")
     return family not in ("bert", "electra", "fastbert") or generator or (family == "bert" and unusual)
 
 
@@ -168,22 +177,37 @@ def _foreign(folder: str, on: dict[str, Any]) -> Scorer:
 
     strict = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(folder, **strict)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **strict)
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            folder, config=config, output_loading_info=True, dtype=torch.float32, **strict
-        )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(f"transformers cannot open {folder} as a masked language model: {first}") from None
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, **strict)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **strict)
+            model, report = AutoModelForMaskedLM.from_pretrained(
+                folder,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below
+                dtype=torch.float32,
+                **strict,
+            )
+    except (OSError, ValueError, KeyError, *UNREADABLE) as error:
+        # Only the first sentence: for a pickle the next ones advise loading it with any code in it.
+        reason = brief(str(error).strip().partition("\n")[0].split(". ")[0].rstrip(": "), str)
+        lacking = "it lacks " if isinstance(error, KeyError) else ""
+        hint = "" if (Path(folder) / "tokenizer.json").is_file() else "; it has no tokenizer.json"
+        raise UserError(
+            f"transformers cannot open {folder} as a masked language model: {lacking}{reason}{hint}"
+        ) from None
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"{folder} has no masked head: its weights lack {abbreviated(missing)}; give a model that was saved as "
             f"{type(model).__name__}"
         )
+    if mismatched := sorted(name for name, *_ in report["mismatched_keys"]):
+        raise UserError(f"the weights in {folder} have other shapes than its config.json: {abbreviated(mismatched)}")
     if not tokenizer.is_fast or tokenizer.mask_token_id is None:
         raise UserError(f"the tokenizer in {folder} needs a tokenizer.json and a mask token; save it again with both")
     backend = tokenizer.backend_tokenizer
+    if set(backend.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"{folder} has no tokenizer: its vocabulary has only special tokens; save it with the model")
     backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
@@ -196,10 +220,6 @@ def _foreign(folder: str, on: dict[str, Any]) -> Scorer:
         if length > longest:
             raise UserError(f"{what} is longer than the {longest} positions of {folder}; shorten it")
 
-    def word_logits(ids: Tensor, positions: Tensor) -> Tensor:
-        logits = model(input_ids=ids).logits
-        return logits[torch.arange(len(ids), device=ids.device), positions]
-
     return Scorer(
         **on,
         tokenizer=backend,
@@ -207,5 +227,21 @@ def _foreign(folder: str, on: dict[str, Any]) -> Scorer:
         unk_id=tokenizer.unk_token_id,
         positions=longest,
         check_length=check,
-        word_logits=word_logits,
+        word_logits=partial(masked_logits, model),
     )
+
+
+def masked_logits(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """Logits [B, V] of a model of transformers at one position of each row, int64 [B].
+
+    The matrix of the vocabulary is multiplied at these positions alone, which bounds the memory, if the model has it as
+    a module (all families that we tried but MobileBERT).
+    """
+    rows = torch.arange(len(ids), device=ids.device)
+    decoder = model.get_output_embeddings()
+    hook = decoder.register_forward_pre_hook(lambda _, inputs: inputs[0][rows, positions][:, None])
+    try:
+        logits = model(input_ids=ids).logits
+    finally:
+        hook.remove()
+    return logits[:, 0] if logits.shape[1] == 1 else logits[rows, positions]

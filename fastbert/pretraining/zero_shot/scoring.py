@@ -14,9 +14,10 @@ from fastbert.pretraining.zero_shot.scorer import Scorer
 from fastbert.progress import Progress, progress
 from fastbert.training.hardware import autocast
 
-ENCODED = 4096  # sentences that are tokenized at once
+ENCODED = 1 << 18  # characters that are tokenized at once
 PIECE = 1 << 20  # tokens of the rows among which equal ones are found; bounds the memory
 BATCH = {"cpu": 8192, "cuda": 131072}  # tokens of a forward pass
+LOGITS = 1 << 27  # logits of a forward pass
 
 
 class Sentence(NamedTuple):
@@ -33,9 +34,14 @@ class Sentence(NamedTuple):
 def encoded(scorer: Scorer, texts: Sequence[str]) -> Iterator[Encoding]:
     """Tokenizes the texts."""
     with progress("tokenizing", len(texts), "sentences") as shown:
-        for start in range(0, len(texts), ENCODED):
-            yield from scorer.tokenizer.encode_batch(list(texts[start : start + ENCODED]))
-            shown.update(min(start + ENCODED, len(texts)))
+        part, size = [], 0
+        for number, text in enumerate(texts, 1):
+            part.append(text)
+            size += len(text)
+            if size >= ENCODED or number == len(texts):
+                yield from scorer.tokenizer.encode_batch(part)
+                shown.update(number)
+                part, size = [], 0
 
 
 def sentence(encoding: Encoding) -> Sentence:
@@ -65,7 +71,7 @@ def log_probabilities(
     Args:
         form: "salazar" masks the token alone (Salazar et al. 2020, arXiv 1910.14659), "word-l2r" also the later tokens
             of its word (Kauf and Ivanova 2023, arXiv 2305.10588).
-        rows: rows of a forward pass; None: BATCH tokens.
+        rows: rows of a forward pass; None: at most BATCH tokens and LOGITS logits.
     """
     found = [np.empty(len(one.positions)) for one in sentences]
     total = sum(len(one.positions) for one in sentences)
@@ -94,7 +100,8 @@ def _score(scorer: Scorer, sentences: list[Sentence], form: str, rows: int | Non
     order = np.argsort(row, kind="stable")
     bounds = np.searchsorted(row[order], np.arange(len(first) + 1))
     found = np.empty(len(ids))
-    batch = rows or max(1, BATCH[scorer.device.type] // ids.shape[1])
+    most = min(BATCH[scorer.device.type] // ids.shape[1], LOGITS // scorer.tokenizer.get_vocab_size())
+    batch = rows or max(1, most)
     done = shown.done
     for start in range(0, len(first), batch):
         chosen = first[start : start + batch]
