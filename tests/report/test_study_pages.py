@@ -17,7 +17,7 @@ from tests.studies.test_comparison import rows_of
 
 NAMES = ("baseline", HOSTILE_NAME, "a variant with a long name, warm-up 0.1")
 ACCURACY = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "count": 1000, "ties": 0}
-PAIRS = {"score": "pll", "pll_form": "salazar", **ACCURACY} | {
+PAIRS = {"score": "pll", "pll_form": "salazar", "other_scores": {"generator": 0.5}, **ACCURACY} | {
     "phenomena": {f"phenomenon with {NAMES[1]}": ACCURACY},
     "paradigms": {f"{name}": {**ACCURACY, "phenomenon": f"phenomenon with {NAMES[1]}"} for name in range(3)},
 }

@@ -32,6 +32,7 @@ from fastbert.studies.sweep import sweep
 from fastbert.studies.sweep.options import load_sweep
 from fastbert.studies.sweep.sweep import check_sweep_row
 from fastbert.studies.sweep.sweep_plan import plan_sweep
+from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, accuracy_table
 from fastbert.training.options import MachineOptions
 from tests.finetuning.conftest import WORDS, tiny_config
 from tests.studies.conftest import CPU, losses, read_rows, without_times, write_pairs, write_sweep
@@ -104,7 +105,7 @@ def test_a_sweep_without_tasks(axes, tmp_path, in_process, capsys) -> None:
     shown = {row[0]: row[1:] for row in cells(report, r"checkpoint \| score +\| accuracy")}
     for model, found in accuracies.items():
         score = "pll, salazar" if model != "e" else found["score"]
-        assert shown[model][:2] == [score, f"{100 * found['accuracy']:.2f}"] and shown[model][3:] == ["6", "0"]
+        assert shown[model][:2] == [score, f"{100 * found['accuracy']:.2f}"] and shown[model][3:] == ["6", "0", "–"]
     compared = {row[0]: row[1:] for row in cells(report, r"checkpoint \| verdict")}
     for model in "be":
         first, other = ([p["accuracy"] for p in accuracies[name]["paradigms"].values()] for name in ("a", model))
@@ -113,6 +114,8 @@ def test_a_sweep_without_tasks(axes, tmp_path, in_process, capsys) -> None:
         assert compared[model][4] == (
             f"{test.pvalue:.3f}" if len({a - b for a, b in zip(first, other, strict=True)}) > 1 else "–"
         )
+    parts = accuracies["e"] | {"other_scores": {"generator": 0.5}}
+    assert accuracy_table(ZeroShotResults({"e": parts}, {}, {})).rows[0][-1] == "generator 50.00"
     p = {model: float(row[4]) for model, row in compared.items() if row[4] != "–"}
     assert float(compared[min(p, key=p.get)][5]) == pytest.approx(min(1, len(p) * min(p.values())), abs=0.002)
     assert [row[0] for row in cells(report, r"phenomenon \| pairs")] == ["agreement", "islands"]
@@ -269,6 +272,7 @@ def test_pairs_and_pll_are_measures_with_the_same_statistics(evaluated, tmp_path
         value = job.setting["at"] / 2 + finals[job.model][job.seed]
         one = {"accuracy": value, "low": 0.0, "high": 1.0, "count": 4, "ties": job.seed}
         figures = one | {"score": "discriminator" if job.model == "electra" else "pll", "phenomena": {"islands": one}}
+        figures |= {"other_scores": {"generator": value / 2} if job.model == "electra" else {}}
         rows[job.id] |= {job.identity["evaluation"]: figures | {"nats_per_token": 5 - value}}
     results = AblationResults(study, rows)
     assert [measure.name for measure in results.measures] == [
@@ -292,8 +296,9 @@ def test_pairs_and_pll_are_measures_with_the_same_statistics(evaluated, tmp_path
     assert reason in remarks and "quality is reached: minimal pairs, accuracy x 100" in printed
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "## By minimal pairs, accuracy x 100" in report and reason in report
-    shown = {row[0]: row[1:] for row in cells(report, r"variant +\| score +\| ties")}
-    assert shown["tupe-r"] == ["pll", "1", "73.0"] and shown["electra"] == ["discriminator", "1", "42.0"]
+    shown = {row[0]: row[1:] for row in cells(report, r"variant +\| score +\| by other")}
+    assert shown["tupe-r"] == ["pll", "–", "1", "73.0"]
+    assert shown["electra"] == ["discriminator", "generator 21.0", "1", "42.0"]
     assert [row[2] for row in cells(report, r"zero-shot +\| data")] == ["6 pairs in 3 paradigms", "2 sentences"]
 
 

@@ -31,7 +31,7 @@ UNITS = ("nats_per_token", "nats_per_word", "bits_per_byte")
 _ACCURACY = {"accuracy": float, "low": float, "high": float, "count": COUNT, "ties": COUNT}
 _FIGURES = {
     "pairs": {
-        **{"score": str, "pll_form": str, **_ACCURACY},
+        **{"score": str, "pll_form": str, "other_scores": {str: float}, **_ACCURACY},
         **{"phenomena": {str: _ACCURACY}, "paradigms": {str: {**_ACCURACY, "phenomenon": (str, type(None))}}},
     },
     "pll": {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastbert.errors import plural
+from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.comparison import ModelComparison, adjusted
@@ -66,12 +67,14 @@ class ZeroShotResults:
 
 def accuracy_table(results: ZeroShotResults) -> Table:
     """Accuracy of every checkpoint, the mean over the paradigms."""
-    head = ["checkpoint", "score", "accuracy", "95 % interval", "pairs", "ties"]
+    head = ["checkpoint", "score", "accuracy", "95 % interval", "pairs", "ties", "by other scores"]
     rows = []
     for model, figures in results.pairs.items():
         score = figures["score"] + (f", {figures['pll_form']}" if figures["score"] == "pll" else "")
         ends = f"[{percent(figures['low'])}, {percent(figures['high'])}]"
-        rows.append([model, score, percent(figures["accuracy"]), ends, str(figures["count"]), str(figures["ties"])])
+        others = ", ".join(f"{name} {percent(value)}" for name, value in figures["other_scores"].items())
+        counts = [str(figures["count"]), str(figures["ties"])]
+        rows.append([model, score, percent(figures["accuracy"]), ends, *counts, others or NOTHING])
     return Table(head, rows)
 
 
