@@ -60,7 +60,7 @@ def pair_files(path: str | Path) -> list[Path]:
 
 
 def _advice(folder: Path) -> str:
-    """What to do with a folder without JSONL files."""
+    """Remedy for a folder without JSONL files."""
     for depth in ("*", "*/*"):
         if inner := sorted({file.parent for file in folder.glob(f"{depth}/*.jsonl*")}):
             return f"give {inner[0]}" if len(inner) == 1 else f"give one of the folders in it, such as {inner[0]}"
