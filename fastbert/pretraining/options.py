@@ -256,7 +256,8 @@ class EvaluateOptions:
     """Text, a source as for --source, of which sentences are scored by their pseudo-log-likelihood (arXiv
     1910.14659)."""
     pairs: str | None = None
-    """Minimal pairs: a JSONL file or a folder of such files, with the keys sentence_good and sentence_bad."""
+    """Minimal pairs: a JSONL file or a folder of such files, with the keys sentence_good and sentence_bad, and
+    optionally UID (paradigm; default: the file's name) and linguistics_term (phenomenon)."""
     pll_form: str = choice("salazar", PLL_FORMS)
     """Tokens that are masked for the score of one: salazar (that token alone, arXiv 1910.14659), or word-l2r (also the
     later tokens of the same word, arXiv 2305.10588)."""
