@@ -266,8 +266,8 @@ class EvaluateOptions:
     column: str = "text"
     """Column of the text in a table; in JSON, its field."""
     length: Length | None = None
-    """Tokens per sequence, [CLS] included (default: the model's positions, at most 512; more where the position
-    encoding extrapolates). --pll cuts longer sentences between words; --pairs scores whole sentences."""
+    """Tokens per sequence, [CLS] included (default: the model's positions, at most 512). More than the positions need a
+    position encoding that extrapolates. --pll cuts longer sentences between words; --pairs scores whole sentences."""
     max_tokens: Count = 1_000_000
     """Tokens of --source to read, in whole documents from the beginning of the text."""
     mask_rate: MaskRate = 0.15
