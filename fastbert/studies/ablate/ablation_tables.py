@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
+from fastbert.errors import plural
 from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
@@ -13,7 +14,7 @@ from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.analysis import CostFraction, Measure, VariantComparison, compare_variants, limits
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
-from fastbert.studies.shared.report import WIDTH, p_value, plural, short_count
+from fastbert.studies.shared.report import WIDTH, p_value, short_count
 from fastbert.studies.shared.trained import shown_size
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}

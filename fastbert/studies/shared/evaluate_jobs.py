@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.config import digest, from_dict, to_dict
+from fastbert.errors import plural
 from fastbert.finetuning.setup import fingerprint_of_weights
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
@@ -22,7 +23,6 @@ from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import failure
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.grid import StudyGrid, prefixed
-from fastbert.studies.shared.report import plural
 
 EVALUATE = "evaluate"  # the kind of these jobs
 EVALUATIONS = {"pairs": "minimal pairs", "pll": "pseudo-log-likelihood"}
