@@ -63,6 +63,11 @@ def abbreviated(items: list[str], separator: str = ", ") -> str:
     )
 
 
+def plural(count: int, what: str) -> str:
+    """The number with its noun: "1 pair", "1,340 pairs"."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 def printable(text: str) -> str:
     """`text` with control characters escaped as in Python, such as \\x1b, so a terminal does not interpret them."""
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -29,7 +29,7 @@ NETWORK = {"--layers": "1", "--width": "16", "--heads": "1", "--ffn": "32", "--l
 TOY = {
     "prepare": {"--vocab-size": "300", "--workers": "1", "--validation-fraction": "0.2"},
     "pretrain": {**NETWORK, "--steps": "2", "--eval-sequences": "4", "--data": "toy-data", **CPU},
-    "evaluate": {"--max-tokens": "300", "--sentences": "5", **CPU},
+    "evaluate": CPU,
     "finetune": {"--epochs": "1", "--batch-size": "16", "--seeds": "2", **CPU},
 }
 """Options of a job that a toy replaces or adds."""
@@ -79,6 +79,8 @@ def toy(arguments: list[str]) -> list[str]:
         rest.append("--glue-subset")
     if job == "finetune" and "glue" in rest:
         chosen["--seeds"] = "1"
+    if job == "evaluate":
+        chosen |= {"--max-tokens": "300"} if "--source" in rest else {"--sentences": "5"} if "--pll" in rest else {}
     chosen |= {flag: value for flag, value in IF_GIVEN.items() if flag in rest}
     for flag in (*chosen, "--minutes", "--tokens"):
         if flag in rest:

@@ -47,7 +47,7 @@ _BERT_DEFAULTS = {
 _OWN_DEFAULTS = {name: getattr(EncoderConfig, name) for name in ("feed_forward", "bias", "rope_base")}
 _TYPES = {field.name: plain(field.type) for field in fields(EncoderConfig)}
 # With other values, the hidden states of a BERT differ from those of fastbert's encoder.
-_BERT_ONLY = {
+BERT_ONLY = {
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -254,7 +254,7 @@ def _from_bert(
     folder: Path, config: EncoderConfig, settings: dict[str, Any], tensors: dict[str, Tensor], untyped: bool
 ) -> tuple[EncoderConfig, dict[str, Tensor]]:
     family = settings["model_type"]
-    for name, value in _BERT_ONLY.items():
+    for name, value in BERT_ONLY.items():
         if settings.get(name, value) != value:
             raise UserError(
                 f"{folder / 'config.json'} has {name} {brief(settings[name])}; fastbert reads BERTs with {value!r} only"

@@ -65,10 +65,10 @@ def export_steps(setup: PretrainSetup) -> dict[int, list[str]]:
 
 def check_exports(run: RunFolder, exports: dict[int, list[str]]) -> None:
     """Raises a UserError, before the first step, if the folder of an export is a link or contains something else."""
-    refuse_link(run.exports)
-    for name in (name for names in exports.values() for name in names):
-        refuse_link(run.exports / name)
-        check_out(run.exports / name)
+    for folder in (run.exports / name for names in exports.values() for name in names):
+        refuse_link(run.exports)
+        refuse_link(folder)
+        check_out(folder)
 
 
 def export_lines(run: RunFolder, exports: dict[int, list[str]], step: int) -> list[str]:

@@ -109,8 +109,8 @@ def trained_objective(
     checkpoint = find_checkpoint(Path(model))
     if checkpoint is None:
         raise UserError(
-            f"{model} has no MLM head, so it cannot predict masked words; give a model that has one or, for "
-            "an export without one, its run, which has all of the networks"
+            f"{model} has no MLM head, so it cannot predict masked words; give a model with one: the model before "
+            "fine-tuning or, for an export of ELECTRA or multiple choice, its run"
         )
     state = check(checkpoint.state, {"options": dict}, f"{checkpoint.path}/state.json")  # hashed, unlike config.yaml
     trained = from_dict(PretrainOptions, state["options"], f"{checkpoint.path}/state.json")

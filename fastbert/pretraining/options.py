@@ -3,7 +3,7 @@ code that they control."""
 
 import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +36,13 @@ from fastbert.training.options import MachineOptions, OptimizerOptions, Schedule
 
 MEASUREMENTS = ("source", "pll", "pairs")  # of `fastbert evaluate`
 PLL_FORMS = ("salazar", "word-l2r")
+_READ_BY = {
+    **dict.fromkeys(("max_tokens", "mask_rate"), ("source",)),
+    **dict.fromkeys(("column", "length"), ("source", "pll")),
+    "sentences": ("pll",),
+    **dict.fromkeys(("pll_form", "out"), ("pll", "pairs")),
+}
+"""Option of `fastbert evaluate` -> the measurements in which it has an effect; the others have one in all."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +256,8 @@ class EvaluateOptions:
     """Text, a source as for --source, of which sentences are scored by their pseudo-log-likelihood (arXiv
     1910.14659)."""
     pairs: str | None = None
-    """Minimal pairs: a JSONL file or a folder of such files, with the keys sentence_good and sentence_bad."""
+    """Minimal pairs: a JSONL file or a folder of such files, with the keys sentence_good and sentence_bad, and
+    optionally UID (paradigm; default: the file's name) and linguistics_term (phenomenon)."""
     pll_form: str = choice("salazar", PLL_FORMS)
     """Tokens that are masked for the score of one: salazar (that token alone, arXiv 1910.14659), or word-l2r (also the
     later tokens of the same word, arXiv 2305.10588)."""
@@ -258,8 +266,8 @@ class EvaluateOptions:
     column: str = "text"
     """Column of the text in a table; in JSON, its field."""
     length: Length | None = None
-    """Tokens per sequence, [CLS] included (default: the model's positions, at most 512). --pll cuts longer sentences
-    between words; --pairs does not use it."""
+    """Tokens per sequence, [CLS] included (default: the model's positions, at most 512). More than the positions need a
+    position encoding that extrapolates. --pll cuts longer sentences between words; --pairs scores whole sentences."""
     max_tokens: Count = 1_000_000
     """Tokens of --source to read, in whole documents from the beginning of the text."""
     mask_rate: MaskRate = 0.15
@@ -277,16 +285,22 @@ class EvaluateOptions:
         """Checks, before torch is imported, that model and text exist and that one measurement is requested.
 
         Raises:
-            UserError: a file does not exist, or not exactly one of --source, --pll and --pairs is given.
+            UserError: a file does not exist, not exactly one of --source, --pll and --pairs is given, or an option has
+                no effect with it.
         """
+        defaults = {one.name: one.default for one in fields(self)}
+        for name, readers in _READ_BY.items():
+            if self.measurement not in readers and getattr(self, name) != defaults[name]:
+                raise UserError(
+                    f"--{name.replace('_', '-')} has no effect with --{self.measurement}; leave it out (it is for "
+                    f"{' and '.join(f'--{reader}' for reader in readers)})"
+                )
         check_model_folder(self.model)
         if self.measurement == "pairs":
             pair_files(self.pairs)
         else:
             check_source(getattr(self, self.measurement), self.column)
         if self.out is not None:
-            if self.measurement == "source":
-                raise UserError("--out is for the scores of --pll and --pairs; --json prints the result of --source")
             check_output_file(self.out)
             self._check_out()
 

@@ -282,4 +282,4 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
     assert f"rtd_loss          {result['rtd_loss']:.4f}" in printed, printed
     assert f"generator         {result['mlm_loss']:.4f} nats" in printed
     assert main([*evaluated, "--model", str(run / "model")]) == 2
-    assert "which has all of the networks" in capsys.readouterr().err
+    assert "for an export of ELECTRA or multiple choice, its run" in capsys.readouterr().err

@@ -72,6 +72,10 @@ def test_a_run_keeps_its_milestones_and_exports(flags, tmp_path, capsys) -> None
     (exports / "chck_900" / "thesis.txt").touch()
     assert main(["pretrain", "--resume", str(marked), "--checkpoint-words", "300,900"]) == 2
     assert f"{exports}/chck_900 is not empty and is not an export of fastbert" in capsys.readouterr().err
+    (exports / "chck_900").rename(tmp_path / "elsewhere")
+    (exports / "chck_900").symlink_to(tmp_path / "elsewhere")
+    assert main(["pretrain", "--resume", str(marked), "--checkpoint-words", "300,900"]) == 2
+    assert f"{exports}/chck_900 is a link" in capsys.readouterr().err
 
 
 def test_milestones_that_are_refused(flags, tmp_path, capsys) -> None:

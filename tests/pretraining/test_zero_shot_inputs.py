@@ -194,7 +194,7 @@ def test_refused_rows(bert, row, message, capsys, tmp_path) -> None:
 
 
 def test_a_paradigm_is_in_one_phenomenon(bert, capsys, tmp_path) -> None:
-    """Some of its pairs may name none."""
+    """Part of its pairs may name none."""
     row = {"sentence_good": "the cat", "sentence_bad": "the dog", "UID": "u"}
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps({**row, **more}) + "\n" for more in ({}, {"linguistics_term": "p"}, {})))

@@ -7,6 +7,7 @@ from fastbert.studies.ablate.ablation_plots import plot_curves
 from fastbert.studies.ablate.ablation_tables import finals_table, fractions_table
 from fastbert.studies.ablate.analysis import Measure, Point, compare_variants
 from fastbert.studies.shared.comparison import Comparison
+from fastbert.studies.shared.evaluate_jobs import UNITS
 from fastbert.studies.shared.report import ReportPage
 from fastbert.studies.sweep.sweep_report import write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults
@@ -15,6 +16,13 @@ from tests.report.test_page import HOSTILE_NAME
 from tests.studies.test_comparison import rows_of
 
 NAMES = ("baseline", HOSTILE_NAME, "a variant with a long name, warm-up 0.1")
+ACCURACY = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "count": 1000, "ties": 0}
+PAIRS = {"score": "pll", "pll_form": "salazar", "other_scores": {"generator": 0.5}, **ACCURACY} | {
+    "phenomena": {f"phenomenon with {NAMES[1]}": ACCURACY},
+    "paradigms": {f"{name}": {**ACCURACY, "phenomenon": f"phenomenon with {NAMES[1]}"} for name in range(3)},
+}
+PLL = {"score": "pll", "pll_form": "salazar", "length": 64, "sentences": 9, "sentences_cut": 0}
+PLL |= {name: 3.2 for unit in UNITS for name in (unit, f"{unit}_error")}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
         sweep,
         [Table(["checkpoint", "layers x width"], [[HOSTILE_NAME, "2 x 128"]])],
         Comparison(rows, NAMES, ["cola", "own"]),
-        ZeroShotResults({}, {}, {}),
+        ZeroShotResults(dict.fromkeys(NAMES, PAIRS), dict.fromkeys(NAMES, PLL), dict.fromkeys(NAMES, "0")),
         [],
         36,
     )

@@ -4,6 +4,7 @@ what is refused before any job."""
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from fastbert.cli import main
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
+from fastbert.hub.load import load_pretrained
 from fastbert.hub.names import exported_weights
 from fastbert.model.encoder import initialize
 from fastbert.objectives import OBJECTIVES
@@ -25,11 +27,12 @@ from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.pretrain_jobs import check_ablation_row
 from fastbert.studies.engine.jobs import run_job
 from fastbert.studies.engine.store import JOBS
-from fastbert.studies.shared.evaluate_jobs import evaluate_job
+from fastbert.studies.shared.evaluate_jobs import evaluate_job, fingerprints
 from fastbert.studies.sweep import sweep
 from fastbert.studies.sweep.options import load_sweep
 from fastbert.studies.sweep.sweep import check_sweep_row
 from fastbert.studies.sweep.sweep_plan import plan_sweep
+from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, accuracy_table
 from fastbert.training.options import MachineOptions
 from tests.finetuning.conftest import WORDS, tiny_config
 from tests.studies.conftest import CPU, losses, read_rows, without_times, write_pairs, write_sweep
@@ -102,7 +105,7 @@ def test_a_sweep_without_tasks(axes, tmp_path, in_process, capsys) -> None:
     shown = {row[0]: row[1:] for row in cells(report, r"checkpoint \| score +\| accuracy")}
     for model, found in accuracies.items():
         score = "pll, salazar" if model != "e" else found["score"]
-        assert shown[model][:2] == [score, f"{100 * found['accuracy']:.2f}"] and shown[model][3:] == ["6", "0"]
+        assert shown[model][:2] == [score, f"{100 * found['accuracy']:.2f}"] and shown[model][3:] == ["6", "0", "–"]
     compared = {row[0]: row[1:] for row in cells(report, r"checkpoint \| verdict")}
     for model in "be":
         first, other = ([p["accuracy"] for p in accuracies[name]["paradigms"].values()] for name in ("a", model))
@@ -111,7 +114,14 @@ def test_a_sweep_without_tasks(axes, tmp_path, in_process, capsys) -> None:
         assert compared[model][4] == (
             f"{test.pvalue:.3f}" if len({a - b for a, b in zip(first, other, strict=True)}) > 1 else "–"
         )
+    parts = accuracies["e"] | {"other_scores": {"generator": 0.5}}
+    assert accuracy_table(ZeroShotResults({"e": parts}, {}, {})).rows[0][-1] == "generator 50.00"
+    p = {model: float(row[4]) for model, row in compared.items() if row[4] != "–"}
+    assert float(compared[min(p, key=p.get)][5]) == pytest.approx(min(1, len(p) * min(p.values())), abs=0.002)
     assert [row[0] for row in cells(report, r"phenomenon \| pairs")] == ["agreement", "islands"]
+    found = [accuracies[name]["phenomena"]["agreement"]["accuracy"] for name in "ab"]
+    agreement = cells(report, r"phenomenon \| verdict")[0]
+    assert agreement[2:4] == ["2", f"{100 * (found[1] - found[0]):+.2f}"]
     assert "with 3 paradigms it cannot be less than 0.25 (0.5 adjusted over 2)" in report
     assert "The checkpoints are scored differently" in report and "values per token are comparable" in report
     losses = {row[0]: row[2:] for row in cells(report, r"checkpoint \| score +\| sentences")}
@@ -119,6 +129,7 @@ def test_a_sweep_without_tasks(axes, tmp_path, in_process, capsys) -> None:
     assert set(losses) == {"a", "b"}
     assert losses["a"][1] == f"{figures['nats_per_token']:.4f} ± {figures['nats_per_token_error']:.4f}"
     assert "Minimal pairs, accuracy x 100" in printed and losses["a"][1] in printed and "## Scores" not in report
+    check_ablation_row(rows["a", "pseudo-log-likelihood"], "a row")
     for damaged in ({"pairs": {}}, {"seconds": None}):
         with pytest.raises(UserError, match="is damaged"):
             check_sweep_row(rows["a", "minimal pairs"] | damaged, "a row")
@@ -161,8 +172,13 @@ def test_data_that_changed_is_refused(axes, tmp_path) -> None:
     outcome = evaluate_job(pairs.to_dict(), tmp_path / "run")
     assert outcome["reason"] == "the data changed after the study had started" and outcome["status"] == "failed"
     assert plan_sweep(grid, options).jobs[0].id != pairs.id
+    two, _ = load_sweep(write_sweep(tmp_path, axes, models=axes["models"][:1], evaluate=evaluate, threads=2))
+    assert plan_sweep(two, options).jobs[1].id != pll.id and plan_sweep(grid, options).jobs[1].id == pll.id
     changed = pll.to_dict() | {"identity": pll.identity | {"model": "01234567"}}
     assert evaluate_job(changed, tmp_path / "run")["reason"] == "the model changed after the study had started"
+    pretrained = load_pretrained(axes["models"][0]["path"])
+    other = {name: w + 1 if name == "head.dense.bias" else w for name, w in pretrained.weights.items()}
+    assert fingerprints(replace(pretrained, weights=other))["model"] != fingerprints(pretrained)["model"]
 
 
 def test_models_that_score_nothing_are_refused_before_any_job(axes, models, tmp_path, capsys) -> None:
@@ -186,6 +202,15 @@ def test_models_that_score_nothing_are_refused_before_any_job(axes, models, tmp_
     assert "there are no minimal pairs at" in refused(evaluate={"pairs": str(long)})
     assert "seeds needs fine-tuning, but there are no tasks" in refused(seeds=2)
     assert "tasks is missing" in refused(evaluate=None)
+
+
+def test_jobs_for_a_cluster_need_no_device_here(axes, tmp_path) -> None:
+    """The nodes have the GPU: the plan checks the models without one."""
+    evaluate = {"evaluate": axes["evaluate"] | {"machine": {"device": "cuda:97"}}}
+    jobs = plan_sweep(*load_sweep(write_sweep(tmp_path, axes, backend="ray", **evaluate))).jobs
+    assert {job.device for job in jobs} == {job.options["machine"]["device"] for job in jobs} == {"cuda:97"}
+    with pytest.raises(UserError, match="cuda"):
+        plan_sweep(*load_sweep(write_sweep(tmp_path, axes, **evaluate)))
 
 
 # --- ablations
@@ -229,8 +254,9 @@ def test_an_evaluation_is_what_defines_its_result(evaluated, tmp_path) -> None:
     for changes in ({"pll_form": "word-l2r"}, {"machine": {"precision": "bf16"}}):
         assert not set(ids(evaluate=data | changes)) & set(before)
     assert not set(ids(evaluate=data, threads=2)) & set(before)
-    pairs, pll = ids(evaluate=data | {"sentences": 1})
-    assert pairs == before[0] and pll != before[1]
+    for changes in ({"sentences": 1}, {"length": 12}):
+        pairs, pll = ids(evaluate=data | changes)
+        assert pairs == before[0] and pll != before[1]
     (tmp_path / "pairs" / "verb.jsonl").unlink()
     assert ids()[0] != before[0] and ids()[1] == before[1]
 
@@ -246,6 +272,7 @@ def test_pairs_and_pll_are_measures_with_the_same_statistics(evaluated, tmp_path
         value = job.setting["at"] / 2 + finals[job.model][job.seed]
         one = {"accuracy": value, "low": 0.0, "high": 1.0, "count": 4, "ties": job.seed}
         figures = one | {"score": "discriminator" if job.model == "electra" else "pll", "phenomena": {"islands": one}}
+        figures |= {"other_scores": {"generator": value / 2} if job.model == "electra" else {}}
         rows[job.id] |= {job.identity["evaluation"]: figures | {"nats_per_token": 5 - value}}
     results = AblationResults(study, rows)
     assert [measure.name for measure in results.measures] == [
@@ -269,8 +296,9 @@ def test_pairs_and_pll_are_measures_with_the_same_statistics(evaluated, tmp_path
     assert reason in remarks and "quality is reached: minimal pairs, accuracy x 100" in printed
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "## By minimal pairs, accuracy x 100" in report and reason in report
-    shown = {row[0]: row[1:] for row in cells(report, r"variant +\| score +\| ties")}
-    assert shown["tupe-r"] == ["pll", "1", "73.0"] and shown["electra"] == ["discriminator", "1", "42.0"]
+    shown = {row[0]: row[1:] for row in cells(report, r"variant +\| score +\| by other")}
+    assert shown["tupe-r"] == ["pll", "–", "1", "73.0"]
+    assert shown["electra"] == ["discriminator", "generator 21.0", "1", "42.0"]
     assert [row[2] for row in cells(report, r"zero-shot +\| data")] == ["6 pairs in 3 paradigms", "2 sentences"]
 
 

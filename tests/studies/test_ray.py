@@ -13,7 +13,7 @@ import yaml
 from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.studies.engine.ray_backend import check_answers
-from tests.studies.conftest import read_rows, without_times, write_sweep
+from tests.studies.conftest import read_rows, without_times, write_pairs, write_sweep
 
 
 def test_ray_gives_what_processes_give(axes, finished, tmp_path, capsys, monkeypatch) -> None:
@@ -43,15 +43,17 @@ def test_an_ablation_on_ray(prepared, tmp_path, capsys) -> None:
     base = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
     values = {"base": base | {"data": str(prepared)}, "variants": {"a": None}, "budget": {"steps": 8}, "backend": "ray"}
     path, out = tmp_path / "toy.yaml", tmp_path / "out"
-    path.write_text(yaml.safe_dump(values | {"anneal": {"points": [0.5, 1.0]}}))
+    values |= {"anneal": {"points": [0.5, 1.0]}, "evaluate": {"pairs": write_pairs(tmp_path / "pairs")}}
+    path.write_text(yaml.safe_dump(values | {"evaluate_at": [1.0]}))
     assert main(["ablate", str(path), "--out", str(out)]) == 0
-    trunk, branch = read_rows(out)
+    trunk, branch, pairs = read_rows(out)
+    assert (pairs["kind"], pairs["status"], pairs["pairs"]["count"]) == ("evaluate", "done", 6)
     assert (trunk["kind"], branch["kind"], branch["status"]) == ("pretrain", "branch", "done")
     assert branch["validations"][-1]["step"] == branch["steps"] == 5
     manifest = json.loads((out / "jobs" / branch["id"] / "run" / "manifest.json").read_text())
     assert manifest["branch"]["step"] == 4
     assert main(["ablate", str(path), "--out", str(out), "--backend", "local"]) == 0
-    assert "; 2 done before" in capsys.readouterr().err
+    assert "; 3 done before" in capsys.readouterr().err
 
 
 @pytest.fixture

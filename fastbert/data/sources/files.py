@@ -103,7 +103,10 @@ def _in_folder(folder: Path) -> list[Path]:
         raise UserError(f"source {folder} is a run, not text; a run is resumed with --resume {folder}")
     if (folder / "config.json").is_file():
         raise UserError(f"source {folder} is a model, not text; --init-from {folder} starts from its weights")
-    raise UserError(f"source {folder} is a folder; name its files, for example '{folder}/*.txt' (there is no Parquet)")
+    suffix = next((path.suffix for path in sorted(folder.iterdir()) if path.is_file() and path.suffix), ".txt")
+    raise UserError(
+        f"source {folder} is a folder; name its files, for example '{folder}/*{suffix}' (there is no Parquet)"
+    )
 
 
 def read_file(path: Path, column: str) -> Iterator[tuple[int, str]]:

@@ -7,11 +7,12 @@ Each line is an object with the keys
     linguistics_term               optional: the phenomenon, a group of paradigms
 """
 
+import glob
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastbert.data.formats import opened, suffixes
+from fastbert.data.formats import check_name, opened, suffixes
 from fastbert.data.json_rows import json_lines
 from fastbert.data.text import clean, is_unicode
 from fastbert.errors import UserError, abbreviated, brief
@@ -21,6 +22,7 @@ from fastbert.progress import progress
 GOOD, BAD, PARADIGM, PHENOMENON = "sentence_good", "sentence_bad", "UID", "linguistics_term"
 JSONL = (".jsonl", ".ndjson")
 LONGEST = 10_000  # characters of a sentence; the memory to score one grows with its square
+ARCHIVES = (".zip", ".tar", ".tgz", ".txz")
 HINT = f"write an object with {GOOD} and {BAD} on each line"
 # The paper's twelve phenomena include these two paradigms in argument structure.
 RENAMED = {"s-selection": "argument_structure"}
@@ -54,15 +56,34 @@ def pair_files(path: str | Path) -> list[Path]:
             found = [file for file in sorted(folder.iterdir()) if is_pair_file(file) and file.is_file()]
             if found:
                 return found
-            inner = next((f for f in sorted(folder.iterdir()) if f.is_dir() and any(f.glob("*.jsonl*"))), None)
-            advice = f"give {inner}" if inner else "unpack them there, such as BLiMP's 67 files"
-            raise UserError(f"folder {folder} has no minimal pairs: no file in it ends in .jsonl; {advice}")
+            raise UserError(f"folder {folder} has no minimal pairs: no file in it ends in .jsonl; {_advice(folder)}")
         if not folder.exists():
-            refuse_slash(str(path))
-            raise UserError(f"there are no minimal pairs at {folder}{near_name(folder)}; give a file or a folder")
+            raise _missing(str(path))
     if not is_pair_file(folder):
+        check_name(folder)
         raise UserError(f"minimal pairs {folder} must be a folder or a file that ends in .jsonl; {HINT}")
     return [folder]
+
+
+def _advice(folder: Path) -> str:
+    """Remedy for a folder without JSONL files."""
+    for depth in ("*", "*/*"):
+        if inner := sorted({file.parent for file in folder.glob(f"{depth}/*.jsonl*")}):
+            return f"give {inner[0]}" if len(inner) == 1 else f"give one of the folders in it, such as {inner[0]}"
+    archive = next((file for file in sorted(folder.iterdir()) if suffixes(file)[0] in ARCHIVES), None)
+    return f"unpack {archive} and give the new folder" if archive else HINT
+
+
+def _missing(path: str) -> UserError:
+    if path.startswith("hf:"):
+        return UserError(
+            f"minimal pairs {path} are not read from the hub; give a folder of JSONL files, such as data/ of "
+            "https://github.com/alexwarstadt/blimp"
+        )
+    if glob.has_magic(path):
+        return UserError(f"minimal pairs {path} are a pattern; give the folder, of which all .jsonl files are read")
+    refuse_slash(path)
+    return UserError(f"there are no minimal pairs at {path}{near_name(Path(path))}; give a file or a folder")
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
@@ -80,7 +101,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
             shown.update(number)
     phenomena(found)
     if not found:
-        raise UserError(f"{path} has no minimal pairs: its files are empty; {HINT}")
+        raise UserError(f"{path} has no minimal pairs: {'its files are' if len(files) > 1 else 'it is'} empty; {HINT}")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, plural
 from fastbert.outputs import output_file
 from fastbert.pretraining.options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import Pair, phenomena, read_pairs
@@ -77,7 +77,7 @@ def distinct_sentences(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[list[Sent
         if not len(one.positions):
             raise UserError(f"{where[text]} has no tokens for the tokenizer of {scorer.source}; leave the pair out")
         if len(one.ids) > scorer.positions:
-            warning = scorer.check_length(len(one.ids), f"{where[text]} ({len(one.ids)} tokens)")
+            warning = warning or scorer.check_length(len(one.ids), f"{where[text]} ({len(one.ids)} tokens)")
             longer += 1
         unknown += scorer.unk_id in encoding.ids
         of_text[text] = found.setdefault(one.ids.tobytes(), len(sentences))
@@ -85,11 +85,11 @@ def distinct_sentences(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[list[Sent
             sentences.append(one)
     index = np.array([[of_text[pair.good], of_text[pair.bad]] for pair in pairs])
     if warning:
-        warn(warning + (f"; {longer} sentences are" if longer > 1 else ""))
+        warn(f"{warning}; {longer:,} of {len(where):,} sentences are longer")
     if unknown:
-        warn(f"{unknown} of {len(where)} sentences have words that the tokenizer of {scorer.source} reads as [UNK]")
+        warn(f"{unknown:,} of {len(where):,} sentences have words that the tokenizer of {scorer.source} reads as [UNK]")
     if equal := int((index[:, 0] == index[:, 1]).sum()):
-        warn(f"{equal} of {len(pairs)} pairs have equal tokens (case, accents, unknown words); they count half")
+        warn(f"{equal:,} of {len(pairs):,} pairs have equal tokens (case, accents, unknown words); they count half")
     return sentences, index
 
 
@@ -194,9 +194,10 @@ def report(result: dict[str, Any]) -> str:
         parts.append(_table(["phenomenon"], [_row(name, one=one) for name, one in result["phenomena"].items()]))
     name = f"{result['score']} ({result['pll_form']})" if result["score"] == "pll" else result["score"]
     parts.append(
-        f"{result['model']} on {result['pairs']}: {result['count']:,} pairs in {len(result['paradigms'])} paradigms\n"
+        f"{result['model']} on {result['pairs']}: {plural(result['count'], 'pair')} in "
+        f"{plural(len(result['paradigms']), 'paradigm')}\n"
         f"  accuracy by {name}: {_percent(result['accuracy'])}, 95 % interval {_interval(result)}, "
-        f"{result['ties']:,} ties"
+        f"{plural(result['ties'], 'tie')}; chance is 50 %"
     )
     others = [f"{name} {_percent(value)}" for name, value in result["other_scores"].items()]
     if others:

@@ -78,8 +78,8 @@ def measure_pll(options: EvaluateOptions) -> dict[str, Any]:
         write_scores(options.out, measured)
     if cut:
         warn(
-            f"{cut} of {len(texts)} sentences are longer than {length} tokens and were cut into parts; --length sets "
-            "the limit"
+            f"{cut:,} of {len(texts):,} sentences are longer than {length} tokens and were cut into parts; --length "
+            "sets the limit"
         )
     return {
         "model": options.model,
@@ -226,8 +226,8 @@ def report(result: dict[str, Any]) -> str:
 
     def line(label: str, name: str, unit: str) -> str:
         error = result[f"{name}_error"]
-        spread = "" if error is None else f" ± {error:.4f} (standard error)"
-        return f"  {label:<10} {result[name]:.4f}{spread} {unit}"
+        spread = "" if error is None else f" (standard error {error:.4f})"
+        return f"  {label:<10} {result[name]:.4f} {unit}{spread}"
 
     return "\n".join(
         [

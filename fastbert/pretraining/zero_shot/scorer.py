@@ -35,7 +35,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_check import quiet_transformers
 from fastbert.errors import UserError, abbreviated, brief
 from fastbert.hub.folders import check_model_folder
-from fastbert.hub.load import LARGEST_CONFIG, Pretrained, load_pretrained, tokenizer_of
+from fastbert.hub.load import BERT_ONLY, LARGEST_CONFIG, Pretrained, load_pretrained, tokenizer_of
 from fastbert.hub.names import head_of
 from fastbert.model.config import check_length
 from fastbert.model.encoder import Encoder
@@ -157,16 +157,17 @@ def _discriminator(pretrained: Pretrained, kernels: str, device: torch.device) -
 
 def is_foreign(folder: Path) -> bool:
     """True for a masked language model of transformers that `load_pretrained` does not read: another architecture than
-    BERT, or an ELECTRA's generator."""
+    BERT, a BERT with another activation or position encoding, or an ELECTRA's generator."""
     path = check_model_folder(folder) / "config.json"
     if not path.is_file():
         return False
     settings = read_json(path, "model configuration", dict, LARGEST_CONFIG)
-    architectures = settings.get("architectures")
+    architectures, family = settings.get("architectures"), settings.get("model_type", "")
+    if not isinstance(family, str):
+        raise UserError(f"{path}: model_type must be a name, not {brief(family)}")
     generator = isinstance(architectures, list) and "ElectraForMaskedLM" in architectures
-    if not isinstance(settings.get("model_type", ""), str):
-        raise UserError(f"{path}: model_type must be a name, not {brief(settings['model_type'])}")
-    return settings.get("model_type") not in ("bert", "electra", "fastbert") or generator
+    unusual = any(settings.get(name, value) != value for name, value in BERT_ONLY.items())
+    return family not in ("bert", "electra", "fastbert") or generator or (family == "bert" and unusual)
 
 
 @progress("reading the model")

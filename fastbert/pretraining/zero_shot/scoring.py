@@ -75,7 +75,8 @@ def log_probabilities(
     """
     found = [np.empty(len(one.positions)) for one in sentences]
     total = sum(len(one.positions) for one in sentences)
-    with progress("scoring", total, "tokens") as shown:
+    # One context for all batches, because it casts the weights once.
+    with progress("scoring", total, "tokens") as shown, autocast(scorer.device, scorer.precision):
         for members in _of_equal_length(sentences):
             parts = [sentences[index] for index in members]
             values = _score(scorer, parts, form, rows, shown)
@@ -108,8 +109,7 @@ def _score(scorer: Scorer, sentences: list[Sentence], form: str, rows: int | Non
         inputs = [
             torch.from_numpy(array.astype(np.int64)).to(scorer.device) for array in (ids[chosen], positions[chosen])
         ]
-        with autocast(scorer.device, scorer.precision):
-            logits = scorer.word_logits(*inputs).float()
+        logits = scorer.word_logits(*inputs).float()
         which = torch.from_numpy(row[queries] - start).to(scorer.device)
         target = torch.from_numpy(targets[queries].astype(np.int64)).to(scorer.device)
         values = logits[which, target] - logits.logsumexp(-1)[which]
@@ -123,14 +123,13 @@ def _score(scorer: Scorer, sentences: list[Sentence], form: str, rows: int | Non
 def log_odds(scorer: Scorer, sentences: Sequence[Sentence], rows: int | None = None) -> list[np.ndarray]:
     """Log-odds that each scored token is original, float64 [n] for each sentence."""
     found = [np.empty(0)] * len(sentences)
-    with progress("scoring", len(sentences), "sentences") as shown:
+    with progress("scoring", len(sentences), "sentences") as shown, autocast(scorer.device, scorer.precision):
         for members in _of_equal_length(sentences):
             ids = np.stack([sentences[index].ids for index in members]).astype(np.int64)
             batch = rows or max(1, BATCH[scorer.device.type] // ids.shape[1])
             for start in range(0, len(members), batch):
                 inputs = torch.from_numpy(ids[start : start + batch]).to(scorer.device)
-                with autocast(scorer.device, scorer.precision):
-                    values = scorer.log_odds(inputs).float().cpu().double().numpy()
+                values = scorer.log_odds(inputs).float().cpu().double().numpy()
                 for index, value in zip(members[start : start + batch], values, strict=True):
                     found[index] = value[sentences[index].positions]
                 shown.update(shown.done + len(inputs))

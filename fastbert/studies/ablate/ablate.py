@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.config import leaves
+from fastbert.errors import plural
 from fastbert.files import locked_folder, make_inner_folder
 from fastbert.pretraining.options import science
 from fastbert.pretraining.setup import data_fingerprint
@@ -33,7 +34,7 @@ from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.finetune_jobs import FINETUNE
-from fastbert.studies.shared.report import ReportPage, plural, provenance
+from fastbert.studies.shared.report import ReportPage, provenance
 
 ABLATION = "ablation"
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastbert.config import differences, leaves
+from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
 from fastbert.studies.ablate.ablation_plan import AblationPlan
@@ -30,7 +31,7 @@ from fastbert.studies.shared.comparison import SETTING, format_setting
 from fastbert.studies.shared.evaluate_jobs import evaluated_table
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.plots import plot_scores
-from fastbert.studies.shared.report import ReportPage, p_value, plural
+from fastbert.studies.shared.report import ReportPage, p_value
 from fastbert.studies.shared.trained import columns_table, tuning_table
 
 DIFFERENT_INPUTS = (

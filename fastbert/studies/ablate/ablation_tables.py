@@ -3,9 +3,10 @@
 import math
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
+from fastbert.errors import plural
 from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
@@ -13,7 +14,7 @@ from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.analysis import CostFraction, Measure, VariantComparison, compare_variants, limits
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
-from fastbert.studies.shared.report import WIDTH, p_value, plural, short_count
+from fastbert.studies.shared.report import WIDTH, p_value, short_count
 from fastbert.studies.shared.trained import shown_size
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
@@ -171,13 +172,22 @@ def phenomena_table(results: AblationResults) -> Table:
     phenomena = list(dict.fromkeys(name for found in finals.values() for one in found for name in one["phenomena"]))
     rows = []
     for variant, found in finals.items():
-        cells = [NOTHING] * (2 + len(phenomena))
+        cells = [NOTHING] * (3 + len(phenomena))
         if found:
-            accuracies = [statistics.median(one["phenomena"][name]["accuracy"] for one in found) for name in phenomena]
+            accuracies = [_median_percent(one["phenomena"][name]["accuracy"] for one in found) for name in phenomena]
+            others = [
+                f"{name} {_median_percent(one['other_scores'][name] for one in found)}"
+                for name in found[0]["other_scores"]
+            ]
             ties = statistics.median(one["ties"] for one in found)
-            cells = [found[0]["score"], f"{ties:g}", *(f"{100 * accuracy:.1f}" for accuracy in accuracies)]
+            cells = [found[0]["score"], ", ".join(others) or NOTHING, f"{ties:g}", *accuracies]
         rows.append([variant, *cells])
-    return Table(["variant", "score", "ties", *(name.replace("_", " ") for name in phenomena)], rows)
+    names = [name.replace("_", " ") for name in phenomena]
+    return Table(["variant", "score", "by other scores", "ties", *names], rows)
+
+
+def _median_percent(values: Iterable[float]) -> str:
+    return f"{100 * statistics.median(values):.1f}"
 
 
 def printed_fractions(results: AblationResults) -> str:

@@ -7,6 +7,7 @@ from torch import nn
 
 from fastbert.config import digest
 from fastbert.data import stages as batches
+from fastbert.errors import plural
 from fastbert.pretraining.budget import time_training
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
@@ -14,7 +15,6 @@ from fastbert.progress import progress
 from fastbert.streams import echo
 from fastbert.studies.ablate.comparability import ValidationOptions, validation_options
 from fastbert.studies.ablate.options import Budget
-from fastbert.studies.shared.report import plural
 from fastbert.training.timing import undisturbed
 
 ROUNDS, ROUND_SECONDS, ROUND_STEPS = 5, 2.0, 30  # timing rounds; upper limits of a round in seconds and steps

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.config import digest, from_dict, to_dict
+from fastbert.errors import plural
 from fastbert.finetuning.setup import fingerprint_of_weights
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
@@ -22,7 +23,6 @@ from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import failure
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.grid import StudyGrid, prefixed
-from fastbert.studies.shared.report import plural
 
 EVALUATE = "evaluate"  # the kind of these jobs
 EVALUATIONS = {"pairs": "minimal pairs", "pll": "pseudo-log-likelihood"}
@@ -31,7 +31,7 @@ UNITS = ("nats_per_token", "nats_per_word", "bits_per_byte")
 _ACCURACY = {"accuracy": float, "low": float, "high": float, "count": COUNT, "ties": COUNT}
 _FIGURES = {
     "pairs": {
-        **{"score": str, "pll_form": str, **_ACCURACY},
+        **{"score": str, "pll_form": str, "other_scores": {str: float}, **_ACCURACY},
         **{"phenomena": {str: _ACCURACY}, "paradigms": {str: {**_ACCURACY, "phenomenon": (str, type(None))}}},
     },
     "pll": {

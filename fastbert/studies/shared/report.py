@@ -68,10 +68,6 @@ class ReportPage:
 # --- phrases and numbers of all reports
 
 
-def plural(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
-
-
 WIDTH = 100  # characters of a line for a terminal
 
 

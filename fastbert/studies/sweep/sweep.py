@@ -10,7 +10,7 @@ out/report/          report.md, report.html, plots
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, plural
 from fastbert.files import locked_folder, make_inner_folder
 from fastbert.records import check
 from fastbert.streams import echo
@@ -24,7 +24,7 @@ from fastbert.studies.shared.comparison import Comparison, scored
 from fastbert.studies.shared.evaluate_jobs import EVALUATE, check_evaluated
 from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
 from fastbert.studies.shared.grid import AXES, StudyGrid
-from fastbert.studies.shared.report import ReportPage, plural, provenance
+from fastbert.studies.shared.report import ReportPage, provenance
 from fastbert.studies.sweep.options import SweepOptions
 from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep
 from fastbert.studies.sweep.sweep_report import format_job, printed_scores, write_sweep_report

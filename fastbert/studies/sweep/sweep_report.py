@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from fastbert.errors import plural
 from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.table import COLUMNS, NOTHING, glue_cells
@@ -13,7 +14,7 @@ from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
 from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, format_setting
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
-from fastbert.studies.shared.report import WIDTH, ReportPage, difference, interval, p_value, percent, plural
+from fastbert.studies.shared.report import WIDTH, ReportPage, difference, interval, p_value, percent
 from fastbert.studies.shared.statistics import flip_limits
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, write_zero_shot
 

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastbert.errors import plural
+from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.comparison import ModelComparison, adjusted
 from fastbert.studies.shared.evaluate_jobs import UNITS
-from fastbert.studies.shared.report import ReportPage, difference, interval, p_value, percent, plural
+from fastbert.studies.shared.report import ReportPage, difference, interval, p_value, percent
 from fastbert.studies.shared.statistics import flip_limits, paired
 
 Figures = Mapping[str, Any]
@@ -65,12 +67,14 @@ class ZeroShotResults:
 
 def accuracy_table(results: ZeroShotResults) -> Table:
     """Accuracy of every checkpoint, the mean over the paradigms."""
-    head = ["checkpoint", "score", "accuracy", "95 % interval", "pairs", "ties"]
+    head = ["checkpoint", "score", "accuracy", "95 % interval", "pairs", "ties", "by other scores"]
     rows = []
     for model, figures in results.pairs.items():
         score = figures["score"] + (f", {figures['pll_form']}" if figures["score"] == "pll" else "")
         ends = f"[{percent(figures['low'])}, {percent(figures['high'])}]"
-        rows.append([model, score, percent(figures["accuracy"]), ends, str(figures["count"]), str(figures["ties"])])
+        others = ", ".join(f"{name} {percent(value)}" for name, value in figures["other_scores"].items())
+        counts = [str(figures["count"]), str(figures["ties"])]
+        rows.append([model, score, percent(figures["accuracy"]), ends, *counts, others or NOTHING])
     return Table(head, rows)
 
 
@@ -147,7 +151,8 @@ def _accuracies(report: ReportPage, results: ZeroShotResults, first: str) -> Non
         report.table(phenomena_table(results))
         for line in found:
             report.text(f"{line.other} compared with {first} by phenomenon, adjusted over the phenomena:")
-            report.table(differences_table(results.by_phenomenon(first, line.other), "phenomenon"))
+            lines = {name.replace("_", " "): one for name, one in results.by_phenomenon(first, line.other).items()}
+            report.table(differences_table(lines, "phenomenon"))
 
 
 def pll_caveat(results: ZeroShotResults) -> str:
