@@ -250,13 +250,14 @@ def test_means_are_over_paradigms_and_ties_count_half() -> None:
 def test_phenomena_are_those_of_the_paper(bert, capsys, tmp_path) -> None:
     write_pairs(tmp_path / "one.jsonl", PAIRS[:2], UID="x", linguistics_term="s-selection")
     write_pairs(tmp_path / "two.jsonl", PAIRS[3:], linguistics_term="argument_structure")
-    write_pairs(tmp_path / "three.jsonl", PAIRS[:1])
+    write_pairs(tmp_path / "zero.jsonl", PAIRS[:1])
     result = measured(capsys, "--model", bert, "--pairs", tmp_path)
     assert {name: one["phenomenon"] for name, one in result["paradigms"].items()} == {
         "x": "argument_structure",
         "two": "argument_structure",
-        "three": None,
+        "zero": None,
     }
+    assert list(result["paradigms"]) == ["zero", "two", "x"]  # by phenomenon, then by name
     assert list(result["phenomena"]) == ["argument_structure"]
     assert result["phenomena"]["argument_structure"]["count"] == 4
     assert main(["evaluate", "--model", str(bert), "--pairs", str(tmp_path), *FP32]) == 0
