@@ -153,7 +153,7 @@ def test_each_export_is_after_the_first_step_with_its_words(
         step = next(number for number, seen in enumerate(reached, 1) if seen >= count)
         expected.setdefault(step, []).append(f"chck_{short_count(count)}")
     assert export_steps(setup) == expected
-    setup.options = replace(options, checkpoint_words=str(2 * int(total)))
+    setup.options = replace(options, checkpoint_words=f"1,{2 * int(total)}")  # the last one is beyond the run
     with pytest.raises(UserError, match=rf"the run sees {int(total):,} words in its {steps} steps; leave out") as error:
         export_steps(setup)
     enough = int(str(error.value).split()[-2])

@@ -26,6 +26,7 @@ FAMILIES = {
     "modernbert": {**SIZES, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2},
     "deberta-v2": {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
     "albert": {**SIZES, "embedding_size": 8},
+    "electra": {**SIZES, "embedding_size": 8},  # the generator
     "mobilebert": {**SIZES, "embedding_size": 8, "intra_bottleneck_size": 8, "true_hidden_size": 8},
 }
 
@@ -35,6 +36,8 @@ def new_foreign(folder: Path, family: str) -> Path:
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
+    backend.enable_truncation(6)
+    backend.enable_padding(pad_id=1, pad_token="<pad>", length=20)
     special = {"mask_token": "<mask>", "unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>"}
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
     torch.manual_seed(0)
@@ -99,6 +102,17 @@ def test_tokenization_is_bounded_by_characters(monkeypatch) -> None:
     texts = ["ab", "c", "def", "g" * 9, "h", "i"]
     assert list(scoring.encoded(SimpleNamespace(tokenizer=tokenizer), texts)) == texts
     assert parts == [["ab", "c", "def"], ["g" * 9], ["h", "i"]]
+
+
+def test_tokenizer_of_another_model(foreign, tmp_path, capsys) -> None:
+    """It cuts and pads nothing, reads no special tokens in a text, and may limit the length."""
+    scorer = open_scorer(EvaluateOptions(model=str(foreign), pairs="-"))
+    (encoding,) = scoring.encoded(scorer, ["the <mask> " + "cat " * 9])
+    assert encoding.ids == [0, 5, 3, 3, 3, *[6] * 9, 2]
+    shutil.copytree(foreign, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 8}))
+    assert open_scorer(EvaluateOptions(model=str(tmp_path / "model"), pairs="-")).positions == 8
 
 
 # --- refused models
@@ -210,6 +224,13 @@ def test_a_link_to_nothing(bert, capsys, tmp_path) -> None:
     (tmp_path / "pairs.jsonl").symlink_to("none")
     message = refused(capsys, "--model", bert, "--pairs", tmp_path / "pairs.jsonl")
     assert "; it is a link to a path that does not exist; give a file" in message
+
+
+def test_files_of_a_folder(tmp_path) -> None:
+    names = [f"{name}.ndjson" for name in "gbecafd"]
+    for name in names:
+        write_pairs(tmp_path / name, [("a", "b")])
+    assert [pair.paradigm for pair in read_pairs(tmp_path)] == list("abcdefg")
 
 
 # --- outputs
