@@ -16,10 +16,11 @@ from transformers import AutoModelForMaskedLM
 from fastbert.data.shards import open_dataset, read_record, whitespace_words
 from fastbert.data.stages import StageOptions, make_plan
 from fastbert.errors import UserError
-from fastbert.pretraining import build
+from fastbert.pretraining import build, exports
 from fastbert.pretraining.checkpoint_words import MOST, parse_counts, short_count
 from fastbert.pretraining.exports import export_steps, words_seen
 from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.run import RunFolder
 from fastbert.records import seal_of, write_json
 from tests.flags import main
 
@@ -202,3 +203,16 @@ def test_exports_need_space(flags, tmp_path, monkeypatch) -> None:
     for more in ([], ["--checkpoint-words", WORDS]):
         assert main(["pretrain", *flags, "--out", str(tmp_path / "run"), *more]) == 2
     assert needed == [0, 4 * 4 * sizes[0]]
+
+
+def test_exports_that_are_written_or_missed(tmp_path, monkeypatch) -> None:
+    """A run that resumes after a step writes no export of that step, and none twice."""
+    run = RunFolder(tmp_path)
+    (run.exports / "chck_1").mkdir(parents=True)
+    (run.exports / "chck_1" / "config.json").touch()
+    lines = exports.export_lines(run, {3: ["chck_1", "chck_2"], 4: ["chck_3"], 5: ["chck_4"]}, 4)
+    assert "the run resumes at step 4: chck_2 (step 3), chck_3 (step 4);" in lines[1]
+    written = []
+    monkeypatch.setattr(exports, "export", lambda setup, objective, run, progress, out: written.append(out.name))
+    exports.export_words(None, None, run, None, ["chck_1", "chck_2"])
+    assert written == ["chck_2"]
