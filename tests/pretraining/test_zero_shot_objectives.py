@@ -1,6 +1,7 @@
 """Scores of ELECTRA and multiple choice: by both networks, by the encoder alone, by the word predictions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,25 @@ def test_log_odds_do_not_depend_on_the_batch(run) -> None:
     whole, single = scoring.log_odds(scorer, sentences), scoring.log_odds(scorer, sentences, 1)
     assert np.concatenate(whole) == pytest.approx(np.concatenate(single), abs=1e-4)
     assert abs(whole[2] - whole[3]).max() > 1e-3
+
+
+def test_precision_of_log_odds(run) -> None:
+    scorer, sentences = opened(run)
+    exact = np.concatenate(scoring.log_odds(scorer, sentences))
+    rounded = np.concatenate(scoring.log_odds(replace(scorer, precision="bf16"), sentences))
+    assert (exact != rounded).any()
+    assert np.corrcoef(exact, rounded)[0, 1] > 0.98
+
+
+def test_the_text_is_scored_by_the_network_that_predicts_words(run, capsys, tmp_path) -> None:
+    (tmp_path / "text.txt").write_text(TEXTS[0])
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(run), "--pll", str(tmp_path / "text.txt"), "--json", *FP32]) == 0
+    result = json.loads(capsys.readouterr().out)
+    scorer, sentences = opened(run)
+    (words,) = scoring.log_probabilities(scorer, sentences[:1], "salazar")
+    assert result["score"] == scorer.names[2]
+    assert result["nats_per_token"] == pytest.approx(-words.mean(), rel=1e-5)
 
 
 def test_log_odds_are_those_of_the_objective(run) -> None:

@@ -180,6 +180,19 @@ def test_a_model_without_context_scores_its_bias(tmp_path) -> None:
     assert found == pytest.approx(bias.log_softmax(0)[ids].numpy(), abs=1e-6)
 
 
+def test_precision(bert, capsys, tmp_path) -> None:
+    file, out = write_pairs(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "scores.jsonl"
+    found = {}
+    for precision in ("fp32", "bf16"):
+        flags = ("--machine.precision", precision, "--machine.threads", "1")
+        assert main(["evaluate", "--model", str(bert), "--pairs", str(file), "--out", str(out), *flags]) == 0
+        rows = [json.loads(line)["scores"]["pll"] for line in out.read_text().splitlines()]
+        found[precision] = [value for row in rows for value in row.values()]
+    capsys.readouterr()
+    assert found["bf16"] != found["fp32"]
+    assert found["bf16"] == pytest.approx(found["fp32"], rel=0.02)
+
+
 def test_special_tokens_in_a_text_are_ordinary_text(bert) -> None:
     found = scores(bert, ["the [MASK] sat", "the cat sat"])
     assert [len(one) for one in found] == [5, 3]  # [ mask ]: unknown pieces
@@ -194,9 +207,12 @@ def test_equal_rows_are_scored_once_and_batches_do_not_matter(bert, monkeypatch)
     sentences = [scoring.sentence(encoding) for encoding in scoring.encoded(scorer, texts)]
     whole = scoring.log_probabilities(scorer, sentences, "salazar")
     assert sum(rows) == 6 + 5 + 7 + 1  # the two sentences are one row where cat and dog are masked
-    for piece, batch in ((scoring.PIECE, 1), (scoring.PIECE, 3), (1, 2)):
+    # A piece of at most 48 tokens is one sentence: 6 rows of 8 tokens.
+    for piece, batch, expected in ((scoring.PIECE, 1, 19), (49, 3, 19), (48, 3, 20), (1, 2, 20)):
         monkeypatch.setattr(scoring, "PIECE", piece)
+        rows.clear()
         found = scoring.log_probabilities(scorer, sentences, "salazar", batch)
+        assert sum(rows) == expected
         assert np.concatenate(found) == pytest.approx(np.concatenate(whole), abs=1e-5)
 
 
@@ -234,13 +250,14 @@ def test_means_are_over_paradigms_and_ties_count_half() -> None:
 def test_phenomena_are_those_of_the_paper(bert, capsys, tmp_path) -> None:
     write_pairs(tmp_path / "one.jsonl", PAIRS[:2], UID="x", linguistics_term="s-selection")
     write_pairs(tmp_path / "two.jsonl", PAIRS[3:], linguistics_term="argument_structure")
-    write_pairs(tmp_path / "three.jsonl", PAIRS[:1])
+    write_pairs(tmp_path / "zero.jsonl", PAIRS[:1])
     result = measured(capsys, "--model", bert, "--pairs", tmp_path)
     assert {name: one["phenomenon"] for name, one in result["paradigms"].items()} == {
         "x": "argument_structure",
         "two": "argument_structure",
-        "three": None,
+        "zero": None,
     }
+    assert list(result["paradigms"]) == ["zero", "two", "x"]  # by phenomenon, then by name
     assert list(result["phenomena"]) == ["argument_structure"]
     assert result["phenomena"]["argument_structure"]["count"] == 4
     assert main(["evaluate", "--model", str(bert), "--pairs", str(tmp_path), *FP32]) == 0
@@ -348,3 +365,5 @@ def test_scores_that_are_not_finite(bert, capsys, tmp_path, monkeypatch) -> None
     file = write_pairs(tmp_path / "pairs.jsonl", PAIRS[:1])
     monkeypatch.setattr(MLM, "word_logits", lambda self, hidden: self.head(hidden) * float("nan"))
     assert "the pll scores of" in refused(capsys, "--model", bert, "--pairs", file)
+    (tmp_path / "text.txt").write_text("the cat")
+    assert "are not finite" in refused(capsys, "--model", bert, "--pll", tmp_path / "text.txt")

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,11 @@ def test_long_sentences_are_cut_between_words(bert, capsys, tmp_path) -> None:
     assert "length 17 is longer than the 16 positions" in capsys.readouterr().err
 
 
+def test_default_length() -> None:
+    lengths = {positions: pll.sequence_length(SimpleNamespace(positions=positions), None) for positions in (64, 8192)}
+    assert lengths == {64: 64, 8192: 512}
+
+
 def test_standard_error_of_a_ratio() -> None:
     """For equal sizes it is scipy's standard error of the mean; in general close to a bootstrap's."""
     rng = np.random.default_rng(0)
@@ -119,6 +125,11 @@ def test_sentences() -> None:
         "Then A. B. Smith left (at 3.5 km).",
         '"Why?" he asked.',
         "1 more",
+    ]
+    assert list(split_sentences("“Dr. No was i. It ended. (Mr. X came.)")) == [
+        "“Dr. No was i.",
+        "It ended.",
+        "(Mr. X came.)",
     ]
     assert list(split_sentences("これは文です。次の文！")) == ["これは文です。", "次の文！"]
 

@@ -140,8 +140,7 @@ def _of_equal_length(sentences: Sequence[Sentence]) -> Iterator[list[int]]:
     """Indices of sentences of equal length, longest first, in parts whose rows have about PIECE tokens."""
     groups: dict[int, list[int]] = {}
     for index, one in enumerate(sentences):
-        if len(one.positions):
-            groups.setdefault(len(one.ids), []).append(index)
+        groups.setdefault(len(one.ids), []).append(index)
     for length in sorted(groups, reverse=True):
         part, tokens = [], 0
         for index in groups[length]:
