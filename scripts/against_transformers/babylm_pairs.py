@@ -23,6 +23,7 @@ import torch
 from fastbert.pretraining.options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import pair_files
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
+from fastbert.records import json_text
 from fastbert.training.options import MachineOptions
 
 
@@ -76,7 +77,7 @@ def main() -> int:
         began = time.perf_counter()
         ours = measure_pairs(EvaluateOptions(model=str(model), pairs=str(folder), out=str(out), machine=machine))
         ours_seconds = time.perf_counter() - began
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         export = model / "model" if (model / "model").is_dir() else model
         scores, accuracy, seconds = theirs(Path(given.babylm), export, folder)
     differences = []
@@ -96,7 +97,7 @@ def main() -> int:
         "seconds": ours_seconds,
         "seconds_babylm": seconds,
     }
-    print(json.dumps(result))
+    print(json_text(result))
     # A tie counts as correct there, half here.
     ties = 100 * np.mean([one["ties"] / one["count"] for one in ours["paradigms"].values()]) / 2
     equal = math.isclose(result["accuracy"] + ties, accuracy, abs_tol=1e-6)
