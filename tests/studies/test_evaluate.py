@@ -20,6 +20,7 @@ from fastbert.model.encoder import initialize
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import ObjectiveOptions
 from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.zero_shot.pair_files import Pair
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
 from fastbert.studies.ablate.ablate import report_ablation
 from fastbert.studies.ablate.analysis import compare_variants
@@ -27,7 +28,7 @@ from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.pretrain_jobs import check_ablation_row
 from fastbert.studies.engine.jobs import run_job
 from fastbert.studies.engine.store import JOBS
-from fastbert.studies.shared.evaluate_jobs import evaluate_job, fingerprints
+from fastbert.studies.shared.evaluate_jobs import evaluate_job, fingerprints, hash_of
 from fastbert.studies.sweep import sweep
 from fastbert.studies.sweep.options import load_sweep
 from fastbert.studies.sweep.sweep import check_sweep_row
@@ -259,6 +260,15 @@ def test_an_evaluation_is_what_defines_its_result(evaluated, tmp_path) -> None:
         assert pairs == before[0] and pll != before[1]
     (tmp_path / "pairs" / "verb.jsonl").unlink()
     assert ids()[0] != before[0] and ids()[1] == before[1]
+
+
+def test_the_hash_of_the_data_covers_all_of_it() -> None:
+    pair = Pair("the cat", "cat the", "u", "p", "file, line 1")
+    before = hash_of([pair], [])
+    assert hash_of([pair._replace(where="other, line 2")], []) == before
+    changed = [hash_of([pair._replace(**{name: "z"})], []) for name in ("good", "bad", "paradigm", "phenomenon")]
+    changed += [hash_of([], list(texts)) for texts in ("ab", "ba", "ac", "a")]
+    assert len({before, *changed}) == 9
 
 
 def test_pairs_and_pll_are_measures_with_the_same_statistics(evaluated, tmp_path, capsys) -> None:
