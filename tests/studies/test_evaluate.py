@@ -271,6 +271,17 @@ def test_the_hash_of_the_data_covers_all_of_it() -> None:
     assert len({before, *changed}) == 9
 
 
+def test_phenomena_are_compared_over_their_paradigms() -> None:
+    def figures(*accuracies: float) -> dict:
+        paradigms = {f"u{n}": {"accuracy": a, "phenomenon": "pq"[n % 2]} for n, a in enumerate(accuracies)}
+        return {"phenomena": {"p": {}, "q": {}}, "paradigms": paradigms}
+
+    results = ZeroShotResults({"a": figures(0.5, 0.5, 0.6, 0.7), "b": figures(0.6, 0.9, 0.8, 0.8)}, {}, {})
+    found = results.by_phenomenon("a", "b")
+    assert {name: line.result.n for name, line in found.items()} == {"p": 2, "q": 2}
+    assert [abs(line.result.mean) for line in found.values()] == pytest.approx([0.15, 0.25])
+
+
 def test_pairs_and_pll_are_measures_with_the_same_statistics(evaluated, tmp_path, capsys) -> None:
     """Accuracies and losses that grow with the steps; tests against scipy."""
     ablation, study = evaluated(seeds=3, budget={"steps": 100})
