@@ -53,6 +53,7 @@ GIVEN = {
     "export": {"run": "missing", "out": "out"},
     "sweep": {"out": "out"},
     "ablate": {"out": "out"},
+    "report": {"runs": ("missing",), "out": "page.html"},
     "bench throughput": {"data": "missing"},
     "bench data": {"data": "missing"},
     "bench kernels": {"tune": True},
@@ -153,6 +154,7 @@ def test_every_value_of_every_option_is_accepted_or_refused_alike() -> None:
                     assert found[0] == found[1], (job, flag.name, value)
                     tried += 1
     assert tried > 3000
+    assert GIVEN.keys() == JOBS.keys()
 
 
 # A dry run that is accepted times few steps, and neither the machine nor the export.
