@@ -55,6 +55,7 @@ class MLM(Objective):
         return self.encoder
 
     def word_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] from hidden states of the encoder, [..., D]."""
         return self.head(hidden)
 
     def logits(self, inputs: MaskedInputs) -> Tensor:

@@ -163,12 +163,9 @@ class Objective(nn.Module, ABC):
 
     @property
     def word_network(self) -> Encoder | None:
-        """The network whose hidden states `word_logits` maps to words; None if no network predicts masked words."""
+        """The network that predicts masked words, or None. A subclass with one also has `word_logits(hidden)`, which
+        maps its hidden states [..., S] to logits over the vocabulary [..., V]."""
         return None
-
-    def word_logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the vocabulary, from hidden states of `word_network`: [..., S] -> [..., V]."""
-        raise NotImplementedError(f"{type(self).__name__} has a word_network but no word_logits")
 
     @abstractmethod
     def flops(self, batch: int, length: int) -> int:

@@ -146,6 +146,22 @@ class Replacement(Objective):
     def word_network(self) -> Encoder:
         return self.small
 
+    def plain_inputs(self, input_ids: Tensor) -> CorruptedInputs:
+        """Inputs for rows without masks or replacements, int64 [B, T]; keys of samples depend on the position alone."""
+        keys = torch.zeros(len(input_ids), dtype=torch.int32, device=input_ids.device)
+        fields = dict.fromkeys(
+            ("document_ids", "position_ids", "dropout_keys", "note_tokens", "generator_dropout_keys")
+        )
+        return CorruptedInputs(
+            **fields,
+            input_ids=input_ids,
+            counts={},
+            positions=input_ids[:, :0],
+            targets=input_ids[:, :0],
+            original=input_ids,
+            sample_keys=keys,
+        )
+
     def original_log_odds(self, input_ids: Tensor) -> Tensor:
         """Log-odds, by the encoder, that each token is original, [B, T].
 
@@ -155,19 +171,7 @@ class Replacement(Objective):
         Args:
             input_ids: int64 [B, T], rows of equal length without masks or padding.
         """
-        keys = torch.zeros(len(input_ids), dtype=torch.int32, device=input_ids.device)
-        fields = dict.fromkeys(
-            ("document_ids", "position_ids", "dropout_keys", "note_tokens", "generator_dropout_keys")
-        )
-        inputs = CorruptedInputs(
-            **fields,
-            input_ids=input_ids,
-            counts={},
-            positions=input_ids[:, :0],
-            targets=input_ids[:, :0],
-            original=input_ids,
-            sample_keys=keys,
-        )
+        inputs = self.plain_inputs(input_ids)
         replaced, _ = self.predict(inputs, input_ids, self.generator_hidden(inputs))
         return -replaced
 

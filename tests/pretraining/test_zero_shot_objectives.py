@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForPreTraining
 
 from fastbert.objectives import OBJECTIVES
-from fastbert.objectives.replacement import CorruptedInputs
 from fastbert.pretraining.options import EvaluateOptions
 from fastbert.pretraining.zero_shot import scoring
 from fastbert.pretraining.zero_shot.scorer import Scorer, open_scorer
@@ -119,16 +118,7 @@ def test_log_odds_are_those_of_the_objective(run) -> None:
     objective = scorer.log_odds.__self__
     assert isinstance(objective, OBJECTIVES[run.name])
     ids = torch.from_numpy(sentences[0].ids.astype(np.int64))[None]
-    nothing = dict.fromkeys(("document_ids", "position_ids", "dropout_keys", "note_tokens", "generator_dropout_keys"))
-    inputs = CorruptedInputs(
-        **nothing,
-        input_ids=ids,
-        counts={},
-        positions=ids[:, :0],
-        targets=ids[:, :0],
-        original=ids,
-        sample_keys=torch.zeros(1, dtype=torch.int32),
-    )
+    inputs = objective.plain_inputs(ids)
     with torch.no_grad():
         # All tokens are original, so the mean loss is that of the right answers: -log P(original).
         loss, _ = objective.main_loss(inputs, ids, objective.generator_hidden(inputs))

@@ -24,13 +24,6 @@ from fastbert.streams import warn
 Z = 1.959963984540054  # standard normal quantile of 0.975
 
 
-def evaluate_pairs(options: EvaluateOptions) -> dict[str, Any]:
-    """Prints the accuracies and returns them; arguments and errors of `measure_pairs`."""
-    result = measure_pairs(options)
-    print(json_text(result) if options.json else report(result))
-    return result
-
-
 def measure_pairs(options: EvaluateOptions) -> dict[str, Any]:
     """Accuracies by paradigm and by phenomenon, and their mean over the paradigms.
 

@@ -48,13 +48,6 @@ class Measured(NamedTuple):
     unk_bytes: int
 
 
-def evaluate_pll(options: EvaluateOptions) -> dict[str, Any]:
-    """Prints the figures and returns them; arguments and errors of `measure_pll`."""
-    result = measure_pll(options)
-    print(json_text(result) if options.json else report(result))
-    return result
-
-
 def measure_pll(options: EvaluateOptions) -> dict[str, Any]:
     """Pseudo-log-likelihood of a sample of sentences, per token, word and byte, with standard errors.
 

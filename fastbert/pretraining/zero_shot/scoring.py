@@ -99,7 +99,7 @@ def _score(scorer: Scorer, sentences: list[Sentence], form: str, rows: int | Non
     _, first, row = np.unique(ids.view(f"V{ids.itemsize * ids.shape[1]}")[:, 0], return_index=True, return_inverse=True)
     order = np.argsort(row, kind="stable")
     bounds = np.searchsorted(row[order], np.arange(len(first) + 1))
-    found = np.empty(len(ids))
+    found = torch.empty(len(ids), device=scorer.device)
     most = min(BATCH[scorer.device.type] // ids.shape[1], LOGITS // scorer.tokenizer.get_vocab_size())
     batch = rows or max(1, most)
     done = shown.done
@@ -112,11 +112,10 @@ def _score(scorer: Scorer, sentences: list[Sentence], form: str, rows: int | Non
         logits = scorer.word_logits(*inputs).float()
         which = torch.from_numpy(row[queries] - start).to(scorer.device)
         target = torch.from_numpy(targets[queries].astype(np.int64)).to(scorer.device)
-        values = logits[which, target] - logits.logsumexp(-1)[which]
-        found[queries] = values.cpu().numpy()
+        found[torch.from_numpy(queries).to(scorer.device)] = logits[which, target] - logits.logsumexp(-1)[which]
         done += len(queries)
         shown.update(done)
-    return found
+    return found.cpu().double().numpy()  # once, so that the loop does not wait for a GPU
 
 
 @torch.inference_mode()
