@@ -16,7 +16,8 @@ levels = st.integers(-6, 6)
 
 def curve(values, costs=None, flops=10.0, minutes=0.5) -> list[Point]:
     costs = costs or [100.0 * (index + 1) for index in range(len(values))]
-    return [Point(cost, flops * cost, minutes * cost, value) for cost, value in zip(costs, values, strict=True)]
+    points = zip(costs, values, strict=True)
+    return [Point(cost / costs[-1], cost, flops * cost, minutes * cost, value) for cost, value in points]
 
 
 def measure(higher: bool = True, **variants) -> Measure:
@@ -60,7 +61,7 @@ def test_a_lucky_point_counts_for_nothing() -> None:
 
 def test_units_are_interpolated_each_for_itself() -> None:
     """Minutes need not run with the steps: a machine may be slower at times."""
-    points = [Point(100, 1e6, 1.0, 0.0), Point(200, 2e6, 4.0, 1.0)]
+    points = [Point(0.5, 100, 1e6, 1.0, 0.0), Point(1.0, 200, 2e6, 4.0, 1.0)]
     found = reached(points, 0.25, True)
     assert (found.steps, found.flops, found.minutes) == (125, 1.25e6, 1.75)
 

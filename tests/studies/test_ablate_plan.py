@@ -217,7 +217,7 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     rows = losses(study, {"absolute": 4.0, "tupe-r": 2.0, "electra": 1.0, "pre": 8.0})
     results = AblationResults(study, rows)
     (measure,) = results.measures
-    assert list(measure.curves) == ["absolute", "tupe-r", "pre"] and not results.hardly_learned
+    assert list(measure.curves) == ["absolute", "tupe-r", "pre"] and not results.hardly_learned()
     assert report_ablation(tmp_path / "out", "known", ablation, results) == 0
     printed, remarks = capsys.readouterr()
     (line,) = [line for line in printed.splitlines() if line.startswith("tupe-r")]
@@ -251,8 +251,8 @@ def test_a_baseline_that_has_hardly_learned(planned, tmp_path, capsys) -> None:
     gap = study.unigram_entropy - 1 - 1.4 - 4 * math.exp(-1)
     rows = losses(study, {"a": 1.0, "b": 0.1}, gap)
     results = AblationResults(study, rows)
-    assert results.hardly_learned and results.masked_loss == pytest.approx(study.unigram_entropy - 1.4, abs=1e-3)
-    assert not AblationResults(study, losses(study, {"a": 1.0, "b": 0.1}, gap - 0.11)).hardly_learned
+    assert results.hardly_learned() and results.masked_loss() == pytest.approx(study.unigram_entropy - 1.4, abs=1e-3)
+    assert not AblationResults(study, losses(study, {"a": 1.0, "b": 0.1}, gap - 0.11)).hardly_learned()
     report_ablation(tmp_path / "out", "plateau", ablation, results)
     assert "undecided: the baseline has hardly learned" in capsys.readouterr().out
 
@@ -279,7 +279,7 @@ def test_a_baseline_of_two_networks_is_judged_by_the_small_one(planned, tmp_path
         for values in row["validations"]:
             values["mlm_loss"] = 3.0
     results = AblationResults(study, rows)
-    assert results.masked_loss == 3.0 and not results.hardly_learned and len(results.measures) == 1
+    assert results.masked_loss() == 3.0 and not results.hardly_learned() and len(results.measures) == 1
     report_ablation(tmp_path / "out", "small", ablation, results)
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "The masked loss of the baseline's generator" in report and "may also mean easier inputs" in report

@@ -38,7 +38,7 @@ def test_labels_at_the_ends_do_not_overlap(values) -> None:
 
 def test_equal_curves_are_all_visible(tmp_path) -> None:
     """Each has a dash pattern of its own, a label and an entry of the legend; the file is the same every time."""
-    curve = [Point(step, 2.0 * step, 3.0 * step, 9.0 - step) for step in (1, 2, 3)]
+    curve = [Point(step / 3, step, 2.0 * step, 3.0 * step, 9.0 - step) for step in (1, 2, 3)]
     measure = Measure("loss", False, {name: {0: curve} for name in ("a & b", "$c$", "d")})
     texts = []
     for name in ("first", "second"):

@@ -13,6 +13,7 @@ from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.ablation_plots import plot_curves, plot_fractions
 from fastbert.studies.ablate.ablation_tables import (
     UNIT_NAMES,
+    equal_cost_table,
     finals_table,
     format_fraction,
     format_value,
@@ -20,13 +21,22 @@ from fastbert.studies.ablate.ablation_tables import (
     phenomena_table,
     planned_table,
     seeds_table,
+    targets_table,
     trained_table,
     training_sentence,
 )
-from fastbert.studies.ablate.analysis import LEARNED, Measure, VariantComparison, compare_variants, limits, noise
+from fastbert.studies.ablate.analysis import (
+    LEARNED,
+    SAME_COST,
+    Measure,
+    VariantComparison,
+    compare_variants,
+    limits,
+    noise,
+)
 from fastbert.studies.ablate.costs import timing_key
 from fastbert.studies.ablate.measures import ZERO_SHOT, AblationResults
-from fastbert.studies.ablate.options import Ablation
+from fastbert.studies.ablate.options import UNITS, Ablation
 from fastbert.studies.shared.comparison import SETTING, format_setting
 from fastbert.studies.shared.evaluate_jobs import evaluated_table
 from fastbert.studies.shared.finetune_jobs import FINETUNE
@@ -48,10 +58,13 @@ SATURATED = 0.7  # fraction of the steps; a baseline that reaches its final valu
 def write_ablation_report(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
     """Adds all sections to the page of an ablation, and writes the plots."""
     _overview(report, ablation, results)
-    compared = {measure.name: compare_variants(measure, results.hardly_learned) for measure in results.measures}
-    along = {measure.name: compared[measure.name] for measure in results.measures if measure.along}
+    compared = {measure.name: compare_variants(measure, results.hardly_learned()) for measure in results.measures}
+    along = [measure for measure in results.measures if measure.along]
     if along:
-        _fractions(report, along)
+        _fractions(report, {measure.name: compared[measure.name] for measure in along})
+    if along and ablation.anneal is not None:  # else the points before the end are not the ends of trainings
+        _smaller_budgets(report, results, along)
+        _equal_cost(report, ablation, results, along)
     if at_end := [measure for measure in results.measures if not measure.along]:
         _at_end(report, at_end, compared)
     if results.left_out:
@@ -95,16 +108,18 @@ def _overview(report: ReportPage, ablation: Ablation, results: AblationResults) 
         )
     shown = ", ".join(f"{100 * point:g}" for point in ablation.points)
     report.text(f"{points} Points: {shown} % of the budget.")
-    if results.masked_loss is None:
+    masked_loss = results.masked_loss()
+    if masked_loss is None:
         return
-    gain = plan.unigram_entropy - results.masked_loss
+    gain = plan.unigram_entropy - masked_loss
     of, why = "of the baseline", ""
     if second := results.objective.second_network:
         of += f"'s {second}"
         why = " (under its objective the main network predicts no masked words)"
-    verdict = f"less than {LEARNED} nats, so nothing is decided" if results.hardly_learned else "enough for a verdict"
+    hardly = results.hardly_learned()
+    verdict = f"less than {LEARNED} nats, so nothing is decided" if hardly else "enough for a verdict"
     report.text(
-        f"The masked loss {of} at the end{why} is {results.masked_loss:.3f} nats, {abs(gain):.3f} "
+        f"The masked loss {of} at the end{why} is {masked_loss:.3f} nats, {abs(gain):.3f} "
         f"{'below' if gain >= 0 else 'above'} the unigram entropy of the validation text, {plan.unigram_entropy:.3f}: "
         f"{verdict}."
     )
@@ -144,6 +159,51 @@ def _fractions(report: ReportPage, compared: dict[str, list[VariantComparison]])
     )
     caption = "Fractions by seed, the median as a bar; hollow where the verdict is undecided."
     report.plot("fractions.svg", caption, plot_fractions, compared)
+
+
+def _smaller_budgets(report: ReportPage, results: AblationResults, measures: Sequence[Measure]) -> None:
+    """Adds the fractions at all points of the baseline at which it has learned."""
+    report.heading("Fraction of the baseline's cost at smaller budgets")
+    too_early = sorted({point for measure in measures for point in measure.fractions if results.hardly_learned(point)})
+    for measure in measures:
+        targets = [point for point in measure.fractions if point not in too_early]
+        if len(targets) > 1:
+            report.text(f"By {measure.name}:")
+            budgets = {point: measure.until(point) for point in targets}
+            compared = {point: compare_variants(until, False, measure) for point, until in budgets.items()}
+            report.table(targets_table(measure, compared))
+    if too_early:
+        shown = ", ".join(f"{100 * point:g}" for point in too_early)
+        report.text(
+            f"Without the points {shown} % of the budget, where the baseline's masked loss is less than {LEARNED} nats "
+            "below the unigram entropy."
+        )
+    report.text(
+        "Each point of the baseline ends a shorter training of its own, so its value there is a target as well. A row "
+        "has the difference, the p-value, the verdict and the fractions that an ablation with this fraction of the "
+        "budget would have; 100 % of the cost is that of the baseline's training to this point. A variant that is "
+        "worse there is `not reached`; if it reaches the target at a later point, the fraction is above 100 %. `≤`: "
+        "its first point already reaches the target. The p-values are adjusted over the variants, not over the points."
+    )
+
+
+def _equal_cost(report: ReportPage, ablation: Ablation, results: AblationResults, measures: Sequence[Measure]) -> None:
+    """Adds the values at equal steps, FLOPs and minutes."""
+    equal = ablation.budget.equal
+    report.heading("At equal cost")
+    for measure in measures:
+        report.text(f"By {measure.name}:")
+        report.table(equal_cost_table(measure, results.hardly_learned(), equal))
+    others = [UNIT_NAMES[unit] for unit in UNITS if unit != equal]
+    report.text(
+        f"Values when a variant has cost as much as the baseline at its end. At equal {UNIT_NAMES[equal]}, the unit of "
+        f"the budget, they are the final values. At equal {others[0]} or {others[1]} they are linearly interpolated "
+        "between the variant's points, each of which ends a training of its own; where a curve flattens, that is "
+        "slightly worse than a training of this cost would be. No curve is extrapolated: a variant whose points do not "
+        f"include that cost has no value (one that ends within {100 * SAME_COST:g} % of it is read at its end), and "
+        "an ablation with another `equal` unit answers. Differences, tests and verdicts are those of final values, "
+        "adjusted over the variants in each unit."
+    )
 
 
 def _at_end(report: ReportPage, measures: Sequence[Measure], compared: dict[str, list[VariantComparison]]) -> None:

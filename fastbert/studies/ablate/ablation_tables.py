@@ -3,7 +3,7 @@
 import math
 import statistics
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from fastbert.errors import plural
@@ -18,16 +18,24 @@ from fastbert.studies.shared.report import WIDTH, p_value, short_count
 from fastbert.studies.shared.trained import shown_size
 
 UNIT_NAMES = {"steps": "steps", "flops": "FLOPs", "minutes": "minutes"}
+OF_UNITS = tuple(f"of the {UNIT_NAMES[unit]}" for unit in UNITS)
+STATISTICS = ["seeds", "median", "mean", "std", "better by", "95 % interval"]
+STATISTICS += ["p (t)", "Holm", "p (sign flips)", "Holm"]
 
 
 def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
-    """Planned costs of one training of each variant."""
+    """Planned costs of one training of each variant, and of a step of it relative to the baseline's."""
     end = 1 + (ablation.anneal or 0)
+    first = plan.variants[0]
+    seconds = {variant.name: variant.mean(variant.step_seconds) for variant in plan.variants}
     rows = [
         [
             variant.name,
             f"{variant.parameters / 1e6:.2f}M",
             f"{variant.flops:.3g}",
+            NOTHING if variant is first else f"{100 * (variant.flops / first.flops - 1):+.1f} %",
+            f"{1e3 * seconds[variant.name]:.3g}",
+            NOTHING if variant is first else f"{100 * (seconds[variant.name] / seconds[first.name] - 1):+.1f} %",
             f"{variant.steps}",
             f"{variant.flops_to(plan.points[variant.name][-1]):.3g}",
             f"{variant.minutes_to(plan.points[variant.name][-1]):.3g}",
@@ -35,7 +43,8 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
         for variant in plan.variants
     ]
     steps = "steps" if end == 1 else "steps before annealing"
-    return Table(["variant", "parameters", "FLOPs per step", steps, "FLOPs", "minutes"], rows)
+    head = ["variant", "parameters", "FLOPs per step", "relative", "ms per step", "relative"]
+    return Table([*head, steps, "FLOPs", "minutes"], rows)
 
 
 def training_sentence(plan: AblationPlan, ablation: Ablation) -> str:
@@ -100,13 +109,33 @@ def fraction_cell(fraction: CostFraction) -> str:
 
 def fractions_table(rows: Sequence[VariantComparison]) -> Table:
     """Fractions of the baseline's cost, variants x units; only variants that have reached its quality have them."""
+    body = [[row.variant, row.verdict, str(len(row.seeds)), *_fraction_cells(row)] for row in rows]
+    return Table(["variant", "verdict", "seeds", *OF_UNITS], body)
+
+
+def _fraction_cells(row: VariantComparison) -> list[str]:
+    if not row.decided or math.isinf(row.fractions[UNITS[0]].median):
+        return [NOTHING] * len(UNITS)
+    return [fraction_cell(row.fractions[unit]) for unit in UNITS]
+
+
+def targets_table(measure: Measure, compared: Mapping[float, Sequence[VariantComparison]]) -> Table:
+    """Fractions of the baseline's cost at each of its points that is a target: variants x targets.
+
+    Args:
+        compared: point, as a fraction of the budget -> comparison with the baseline's values there.
+    """
+    baseline = next(iter(measure.curves))
+    values = [statistics.median(measure.until(point).finals(baseline).values()) for point in compared]
     body = []
-    for row in rows:
-        cells = [NOTHING] * len(UNITS)
-        if row.decided and row.verdict != "not reached":
-            cells = [fraction_cell(row.fractions[unit]) for unit in UNITS]
-        body.append([row.variant, row.verdict, str(len(row.seeds)), *cells])
-    return Table(["variant", "verdict", "seeds", *(f"of the {UNIT_NAMES[unit]}" for unit in UNITS)], body)
+    for rows in zip(*(rows[1:] for rows in compared.values()), strict=True):
+        for point, value, row in zip(compared, values, rows, strict=True):
+            better = format_value(measure, row.result and row.result.mean, "+")
+            cells = [better, p_value(row.p), row.verdict, str(len(row.seeds))]
+            target = [f"{100 * point:g} %", format_value(measure, value)]
+            body.append([row.variant, *target, *cells, *_fraction_cells(row)])
+    head = ["variant", "point", f"{baseline} there", "better by", "Holm", "verdict", "seeds"]
+    return Table([*head, *OF_UNITS], body)
 
 
 def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
@@ -121,7 +150,7 @@ def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
                 fraction = row.fractions[unit]
                 cells.append(("≤ " if fraction.at_most[index] else "") + format_fraction(fraction.values[index]))
             body.append([row.variant, str(seed), format_value(measure, finals[seed]), *cells])
-    return Table(["variant", "seed", "final", *(f"of the {UNIT_NAMES[unit]}" for unit in units)], body)
+    return Table(["variant", "seed", "final", *(OF_UNITS if units else ())], body)
 
 
 def format_value(measure: Measure, value: float | None, sign: str = "") -> str:
@@ -131,32 +160,54 @@ def format_value(measure: Measure, value: float | None, sign: str = "") -> str:
 
 def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
     """Values at the end of the budget, and differences from the baseline."""
-    head = ["variant", "seeds", "median", "mean", "std", "better by", "95 % interval"]
-    head += ["p (t)", "Holm", "p (sign flips)", "Holm"]
-    body = []
-    for row in rows:
-        values = list(measure.finals(row.variant).values())
-        if not values:
-            body.append([row.variant, "0", *[NOTHING] * (len(head) - 2)])
-            continue
-        figures, result = score_summary(values), row.result
-        interval = NOTHING
-        if result and result.low is not None:
-            interval = f"[{format_value(measure, result.low, '+')}, {format_value(measure, result.high, '+')}]"
-        body.append(
-            [
-                row.variant,
-                str(len(values)),
-                *(format_value(measure, figures[name]) for name in ("median", "mean", "std")),
-                format_value(measure, result and result.mean, "+"),
-                interval,
-                p_value(result and result.p_t),
-                p_value(row.p),
-                p_value(result and result.p_flip),
-                p_value(row.p_flip),
-            ]
-        )
-    return Table(head, body)
+    body = [[row.variant, *_statistics(measure, row)] for row in rows]
+    return Table(["variant", *STATISTICS], body)
+
+
+def _statistics(measure: Measure, row: VariantComparison) -> list[str]:
+    """Cells under STATISTICS."""
+    values = list(measure.finals(row.variant).values())
+    if not values:
+        return ["0", *[NOTHING] * (len(STATISTICS) - 1)]
+    figures, result = score_summary(values), row.result
+    interval = NOTHING
+    if result and result.low is not None:
+        interval = f"[{format_value(measure, result.low, '+')}, {format_value(measure, result.high, '+')}]"
+    return [
+        str(len(values)),
+        *(format_value(measure, figures[name]) for name in ("median", "mean", "std")),
+        format_value(measure, result and result.mean, "+"),
+        interval,
+        p_value(result and result.p_t),
+        p_value(row.p),
+        p_value(result and result.p_flip),
+        p_value(row.p_flip),
+    ]
+
+
+def equal_cost_table(measure: Measure, hardly_learned: bool, equal: str) -> Table:
+    """Values of every variant when it has cost as many steps, FLOPs and minutes as the baseline at its end, with the
+    statistics of `finals_table`: units x variants.
+
+    Args:
+        equal: unit of the budget; at equal cost in this unit, values are final values.
+    """
+    first = compare_variants(measure, hardly_learned)[0]
+    body = [["all", first.variant, *_statistics(measure, first), first.verdict]]
+    for unit in UNITS:
+        at_cost = measure if unit == equal else measure.at_cost(unit)
+        for row in compare_variants(at_cost, hardly_learned)[1:]:
+            both = measure.curves[row.variant].keys() & measure.curves[first.variant].keys()
+            verdict = _measured_range(measure, row.variant, unit) if both and row.result is None else row.verdict
+            body.append([UNIT_NAMES[unit], row.variant, *_statistics(at_cost, row), verdict])
+    return Table(["equal", "variant", *STATISTICS, "verdict"], body)
+
+
+def _measured_range(measure: Measure, variant: str, unit: str) -> str:
+    """The reason why there is no value of `variant` at the baseline's final cost; costs are equal for all seeds."""
+    baseline, curve = (next(iter(measure.curves[name].values())) for name in (next(iter(measure.curves)), variant))
+    first, last = (100 * getattr(point, unit) / getattr(baseline[-1], unit) for point in (curve[0], curve[-1]))
+    return f"measured only from {first:.0f} to {last:.0f} % of these {UNIT_NAMES[unit]}"
 
 
 def phenomena_table(results: AblationResults) -> Table:
@@ -194,7 +245,7 @@ def printed_fractions(results: AblationResults) -> str:
     """Fractions by every measure, or final values if it was measured only at the end, for a terminal."""
     lines = []
     for measure in results.measures:
-        rows = compare_variants(measure, results.hardly_learned)
+        rows = compare_variants(measure, results.hardly_learned())
         if measure.along:
             what = f"Fraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
             lines += [what, fractions_table(rows).plain(), ""]

@@ -5,23 +5,29 @@ which it is never worse again: a lucky point in the middle does not count, and a
 reached it. Every seed is compared with the baseline's training of the same seed, which has the same order of the data
 and the same initial values of the parameters that both have. The target is that training's final value, and fractions
 are relative to its final cost. The spread over seeds thus contains the noise of both.
+
+Where every point is the end of a separate training (`anneal`), a measure can also be read as of a smaller budget
+(`Measure.until`), and each curve where it has cost as much as the baseline's (`Measure.at_cost`).
 """
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastbert.studies.ablate.options import UNITS
 from fastbert.studies.shared.statistics import LEVEL, Paired, flip_limits, holm, paired
 
 LEARNED = 1.5  # nats below the unigram entropy that a baseline must reach for a verdict
+SAME_COST = 0.01  # relative difference of costs that count as equal, such as those of budgets in whole steps
 
 
 @dataclass(frozen=True)
 class Point:
     """A measured value of a training, and the training's cost until then."""
 
+    fraction: float
+    """Position of the point, as a fraction of the budget."""
     steps: float
     flops: float
     minutes: float
@@ -53,6 +59,38 @@ class Measure:
         """Final values by seed."""
         return {seed: curve[-1].value for seed, curve in self.curves[variant].items()}
 
+    @property
+    def fractions(self) -> list[float]:
+        """Points of the baseline, as fractions of the budget."""
+        baseline = next(iter(self.curves.values()))
+        return sorted({point.fraction for curve in baseline.values() for point in curve})
+
+    def until(self, fraction: float) -> "Measure":
+        """The measure as of a budget that ends at the point `fraction`, without trainings that have no value there."""
+        curves = {
+            variant: {
+                seed: [point for point in curve if point.fraction <= fraction]
+                for seed, curve in seeds.items()
+                if any(point.fraction == fraction for point in curve)
+            }
+            for variant, seeds in self.curves.items()
+        }
+        return replace(self, curves=curves)
+
+    def at_cost(self, unit: str) -> "Measure":
+        """The measure as if every training had ended when it had cost as many `unit` as the baseline's training of the
+        same seed, without the trainings whose points do not include that cost."""
+        costs = {seed: getattr(curve[-1], unit) for seed, curve in next(iter(self.curves.values())).items()}
+        curves = {
+            variant: {
+                seed: ended
+                for seed, curve in seeds.items()
+                if seed in costs and (ended := end_at(curve, unit, costs[seed])) is not None
+            }
+            for variant, seeds in self.curves.items()
+        }
+        return replace(self, curves=curves)
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -80,6 +118,21 @@ def reached(curve: Curve, target: float, higher: bool) -> Reached | None:
 
 def _between(a: float, b: float, fraction: float) -> float:
     return b if fraction == 1 else a + fraction * (b - a)
+
+
+def end_at(curve: Curve, unit: str, cost: float) -> Curve | None:
+    """`curve` up to `cost`, with a last point that is linearly interpolated; None if its points do not include that
+    cost. A curve that ends within SAME_COST of it is returned as it is."""
+    costs = [getattr(point, unit) for point in curve]
+    if abs(costs[-1] - cost) <= SAME_COST * cost:
+        return curve
+    if not costs[0] <= cost <= costs[-1]:
+        return None
+    after = next(index for index, other in enumerate(costs) if other > cost)
+    a, b = curve[after - 1], curve[after]
+    weight = (cost - costs[after - 1]) / (costs[after] - costs[after - 1])
+    end = {name: _between(value, getattr(b, name), weight) for name, value in vars(a).items()}
+    return [*curve[:after], Point(**end)]
 
 
 @dataclass(frozen=True)
@@ -128,9 +181,14 @@ class VariantComparison:
         return not self.verdict.startswith("undecided")
 
 
-def compare_variants(measure: Measure, hardly_learned: bool) -> list[VariantComparison]:
+def compare_variants(measure: Measure, hardly_learned: bool, longer: Measure | None = None) -> list[VariantComparison]:
     """Compares every variant with the baseline, which comes first in `measure` and in the result; gives no verdict if
-    the baseline has `hardly_learned`."""
+    the baseline has `hardly_learned`.
+
+    Args:
+        longer: measure with later points than `measure`, if there are any: a variant that does not reach the target
+            within `measure` may reach it there, at more than the baseline's cost.
+    """
     baseline, *variants = measure.curves
     common = {name: sorted(measure.curves[name].keys() & measure.curves[baseline].keys()) for name in measure.curves}
     results = {name: _differences(measure, baseline, name, common[name]) for name in variants if common[name]}
@@ -141,7 +199,7 @@ def compare_variants(measure: Measure, hardly_learned: bool) -> list[VariantComp
     found = []
     for name, seeds in common.items():
         result = results.get(name)
-        fractions = {unit: _fraction(measure, baseline, name, seeds, unit) for unit in UNITS} if seeds else {}
+        fractions = {unit: _fraction(measure, longer, baseline, name, seeds, unit) for unit in UNITS} if seeds else {}
         verdict = "baseline" if name == baseline else _verdict(result, p.get(name), scatter, hardly_learned)
         found.append(VariantComparison(name, tuple(seeds), fractions, result, p.get(name), p_flip.get(name), verdict))
     return found
@@ -159,11 +217,15 @@ def _differences(measure: Measure, baseline: str, variant: str, seeds: Sequence[
     return paired([sign * first[seed] for seed in seeds], [sign * other[seed] for seed in seeds])
 
 
-def _fraction(measure: Measure, baseline: str, variant: str, seeds: Sequence[int], unit: str) -> CostFraction:
+def _fraction(
+    measure: Measure, longer: Measure | None, baseline: str, variant: str, seeds: Sequence[int], unit: str
+) -> CostFraction:
     values, at_most = [], []
     for seed in seeds:
         final = measure.curves[baseline][seed][-1]
         cost = reached(measure.curves[variant][seed], final.value, measure.higher)
+        if cost is None and longer is not None:
+            cost = reached(longer.curves[variant][seed], final.value, measure.higher)
         values.append(getattr(cost, unit) / getattr(final, unit) if cost else math.inf)
         at_most.append(cost is not None and cost.at_most)
     return CostFraction(tuple(values), tuple(at_most))

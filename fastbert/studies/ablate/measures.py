@@ -82,8 +82,8 @@ class AblationResults:
         for point in self.plan.points[variant.name]:
             at, measured = self.validation(point), value(point)
             if at is not None and measured is not None:
-                reached = Point(point.steps, variant.flops_to(point), variant.minutes_to(point), measured)
-                curves.setdefault(point.seed, []).append(reached)
+                cost = (point.steps, variant.flops_to(point), variant.minutes_to(point))
+                curves.setdefault(point.seed, []).append(Point(point.fraction, *cost, measured))
         last = {point.seed: point.steps for point in self.plan.points[variant.name]}
         return {seed: curve for seed, curve in curves.items() if curve[-1].steps == last[seed]}
 
@@ -103,20 +103,21 @@ class AblationResults:
         """Objective of the baseline."""
         return OBJECTIVES[self.baseline.setup.options.objective]
 
-    @cached_property
-    def masked_loss(self) -> float | None:
-        """Final masked-word loss of the baseline in nats, the median over the seeds. If the objective has two
-        networks, it is the loss of the second one, which fills the masks; None if no network predicts masked words."""
+    def masked_loss(self, at: float = 1) -> float | None:
+        """Masked-word loss of the baseline in nats at the fraction `at` of the budget, the median over the seeds. If
+        the objective has two networks, it is the loss of the second one, which fills the masks; None if no network
+        predicts masked words."""
         if not (self.objective.loss_in_nats or self.objective.second_network):
             return None
         name = "mlm_loss" if self.objective.second_network else "loss"
-        finals = {point.seed: point for point in self.plan.points[self.baseline.name]}.values()  # the last of each
-        found = [at for point in finals if (at := self.validation(point)) is not None]
-        return statistics.median(at[name] for at in found) if found else None
+        points = [point for point in self.plan.points[self.baseline.name] if point.fraction == at]
+        found = [losses for point in points if (losses := self.validation(point)) is not None]
+        return statistics.median(losses[name] for losses in found) if found else None
 
-    @property
-    def hardly_learned(self) -> bool:
-        return self.masked_loss is not None and self.plan.unigram_entropy - self.masked_loss < LEARNED
+    def hardly_learned(self, at: float = 1) -> bool:
+        """True if the baseline's masked loss at the fraction `at` of the budget is too high for a verdict."""
+        loss = self.masked_loss(at)
+        return loss is not None and self.plan.unigram_entropy - loss < LEARNED
 
     # --- fine-tuning
 
