@@ -231,7 +231,10 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
     assert limit in printed.replace("\n", " ")
     report = (tmp_path / "out" / "report" / "report.md").read_text()
-    assert "The losses of electra are not comparable" in report and "the fastest of 5 rounds" in report
+    assert (
+        "The losses of electra are not comparable" in report
+        and "in rounds in which the variants alternate: the fastest round" in report
+    )
     assert "`tupe-r`: position: 'absolute' to 'tupe-r'" in report
     assert "## Fraction of the baseline's cost to reach its final quality\n" in report
     assert f"## Not compared\n\n- {reason} instead of mlm\n" in report and limit in report

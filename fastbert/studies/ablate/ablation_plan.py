@@ -28,7 +28,14 @@ from fastbert.pretraining.setup import (
 from fastbert.pretraining.zero_shot.pairs import distinct_sentences
 from fastbert.pretraining.zero_shot.scorer import Scorer
 from fastbert.studies.ablate.comparability import incomparable, without_masked_head
-from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant, equal_steps, needs_time, timed_variants
+from fastbert.studies.ablate.costs import (
+    MeasuredPoint,
+    PlannedVariant,
+    equal_steps,
+    needs_time,
+    timed_variants,
+    timing_key,
+)
 from fastbert.studies.ablate.options import Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN
 from fastbert.studies.engine.jobs import Job
@@ -73,6 +80,11 @@ class AblationPlan:
     def without_pll(self) -> dict[str, str]:
         """Variants without a pseudo-log-likelihood -> the reason."""
         return without_masked_head((variant.name, variant.setup.options.objective) for variant in self.variants)
+
+    def spread(self, variant: PlannedVariant) -> float:
+        """Relative difference between the slowest and the fastest timing round of a step of `variant`."""
+        rounds = [self.seconds[timing_key(variant.setup, shape)] for shape in variant.step_flops]
+        return max(max(times) / min(times) for times in rounds) - 1
 
     def evaluated_by(self, key: str) -> list[PlannedVariant]:
         """Variants with the evaluation `key`, pairs or pll."""

@@ -34,7 +34,6 @@ from fastbert.studies.ablate.analysis import (
     limits,
     noise,
 )
-from fastbert.studies.ablate.costs import timing_key
 from fastbert.studies.ablate.measures import ZERO_SHOT, AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
 from fastbert.studies.shared.comparison import SETTING, format_setting
@@ -94,6 +93,12 @@ def _overview(report: ReportPage, ablation: Ablation, results: AblationResults) 
         lines.append(f"`{variant.name}`: {'; '.join(changes)}")
     report.points(lines)
     report.table(planned_table(plan, ablation))
+    report.text(
+        "Relative: a step compared with the baseline's. FLOPs are computed in closed form for all networks, forward "
+        "and backward. The time of a step was measured before the first job, in rounds in which the variants "
+        "alternate: the fastest round, because other work on the machine only slows steps down. Spread: the slowest "
+        "round relative to the fastest."
+    )
     if ablation.anneal is None:
         points = (
             "Measured along one training with its own schedule. If its learning rate decays, the points before the end "
@@ -175,8 +180,8 @@ def _smaller_budgets(report: ReportPage, results: AblationResults, measures: Seq
     if too_early:
         shown = ", ".join(f"{100 * point:g}" for point in too_early)
         report.text(
-            f"Without the points {shown} % of the budget, where the baseline's masked loss is less than {LEARNED} nats "
-            "below the unigram entropy."
+            f"Points that are no targets: {shown} % of the budget, where the baseline's masked loss is less than "
+            f"{LEARNED} nats below the unigram entropy."
         )
     report.text(
         "Each point of the baseline ends a shorter training of its own, so its value there is a target as well. A row "
@@ -319,8 +324,6 @@ def _costs(report: ReportPage, results: AblationResults) -> None:
         end, setup = results.plan.points[variant.name][-1], variant.setup
         minutes = variant.minutes_to(end)
         tokens = replace(setup, options=end.options).plan().tokens(0, end.steps)
-        rounds = [results.plan.seconds[timing_key(setup, shape)] for shape in variant.step_flops]
-        spread = max(max(times) / min(times) for times in rounds) - 1
         rows.append(
             [
                 variant.name,
@@ -328,18 +331,14 @@ def _costs(report: ReportPage, results: AblationResults) -> None:
                 f"{tokens:.3g}",
                 f"{variant.flops_to(end):.3g}",
                 f"{minutes:.2f}",
-                f"{60e3 * minutes / end.steps:.1f}",
-                f"{100 * spread:.0f} %",
                 f"{tokens / (60 * minutes):.0f}",
             ]
         )
-    head = ["variant", "steps", "tokens", "FLOPs", "minutes", "ms per step", "spread", "tokens/s"]
+    head = ["variant", "steps", "tokens", "FLOPs", "minutes", "tokens/s"]
     report.table(Table(head, rows))
     report.text(
-        "At the end of the budget. FLOPs are computed in closed form for all networks, forward and backward. "
-        "Minutes are the number of steps times the step time, which was measured before the first job, in rounds in "
-        f"which the variants alternate: the fastest of {plural(len(rounds[0]), 'round')}, because other work on the "
-        "machine only slows steps down. Spread: the slowest round relative to the fastest."
+        "At the end of the budget, with the last annealing. Minutes are the number of steps times the measured time of "
+        "a step."
     )
 
 

@@ -36,6 +36,7 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
             NOTHING if variant is first else f"{100 * (variant.flops / first.flops - 1):+.1f} %",
             f"{1e3 * seconds[variant.name]:.3g}",
             NOTHING if variant is first else f"{100 * (seconds[variant.name] / seconds[first.name] - 1):+.1f} %",
+            f"{100 * plan.spread(variant):.0f} %",
             f"{variant.steps}",
             f"{variant.flops_to(plan.points[variant.name][-1]):.3g}",
             f"{variant.minutes_to(plan.points[variant.name][-1]):.3g}",
@@ -43,7 +44,7 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
         for variant in plan.variants
     ]
     steps = "steps" if end == 1 else "steps before annealing"
-    head = ["variant", "parameters", "FLOPs per step", "relative", "ms per step", "relative"]
+    head = ["variant", "parameters", "FLOPs per step", "relative", "ms per step", "relative", "spread"]
     return Table([*head, steps, "FLOPs", "minutes"], rows)
 
 
