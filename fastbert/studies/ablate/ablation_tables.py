@@ -135,7 +135,7 @@ def targets_table(measure: Measure, compared: Mapping[float, Sequence[VariantCom
             cells = [better, p_value(row.p), row.verdict, str(len(row.seeds))]
             target = [f"{100 * point:g} %", format_value(measure, value)]
             body.append([row.variant, *target, *cells, *_fraction_cells(row)])
-    head = ["variant", "point", f"{baseline} there", "better by", "Holm", "verdict", "seeds"]
+    head = ["variant", "point", "baseline", "better by", "Holm", "verdict", "seeds"]
     return Table([*head, *OF_UNITS], body)
 
 
@@ -156,7 +156,7 @@ def seeds_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
 
 def format_value(measure: Measure, value: float | None, sign: str = "") -> str:
     """A value of the measure, or a difference of two with `sign` "+"."""
-    return NOTHING if value is None else f"{value:{sign}.{2 if measure.higher else 4}f}"
+    return NOTHING if value is None else f"{value:{sign}z.{2 if measure.higher else 4}f}"
 
 
 def finals_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
@@ -199,16 +199,17 @@ def equal_cost_table(measure: Measure, hardly_learned: bool, equal: str) -> Tabl
         at_cost = measure if unit == equal else measure.at_cost(unit)
         for row in compare_variants(at_cost, hardly_learned)[1:]:
             both = measure.curves[row.variant].keys() & measure.curves[first.variant].keys()
-            verdict = _measured_range(measure, row.variant, unit) if both and row.result is None else row.verdict
+            verdict = _outside(measure, row.variant, unit) if both and row.result is None else row.verdict
             body.append([UNIT_NAMES[unit], row.variant, *_statistics(at_cost, row), verdict])
     return Table(["equal", "variant", *STATISTICS, "verdict"], body)
 
 
-def _measured_range(measure: Measure, variant: str, unit: str) -> str:
-    """The reason why there is no value of `variant` at the baseline's final cost; costs are equal for all seeds."""
+def _outside(measure: Measure, variant: str, unit: str) -> str:
+    """The reason why there is no value of `variant` at the baseline's final cost, in % of it; costs are equal for all
+    seeds."""
     baseline, curve = (next(iter(measure.curves[name].values())) for name in (next(iter(measure.curves)), variant))
     first, last = (100 * getattr(point, unit) / getattr(baseline[-1], unit) for point in (curve[0], curve[-1]))
-    return f"measured only from {first:.0f} to {last:.0f} % of these {UNIT_NAMES[unit]}"
+    return f"undecided: {f'ends at {last:.0f}' if last < 100 else f'begins at {first:.0f}'} % of this cost"
 
 
 def phenomena_table(results: AblationResults) -> Table:
