@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from fastbert.studies.ablate.ablate import report_ablation
-from fastbert.studies.ablate.ablation_tables import planned_table
+from fastbert.studies.ablate.ablation_tables import format_value, planned_table
 from fastbert.studies.ablate.analysis import SAME_COST, Measure, Point, compare_variants, end_at
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
@@ -128,6 +128,13 @@ def test_straight_lines_at_equal_cost() -> None:
 
 
 # --- the page
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus_sign() -> None:
+    higher, lower = (Measure("score", higher, {}) for higher in (True, False))
+    assert [format_value(higher, -value, "+") for value in (1e-9, 0.006)] == ["+0.00", "-0.01"]
+    assert format_value(lower, -1e-9, "+") == "+0.0000"
+
 
 SMALLER = "Fraction of the baseline's cost at smaller budgets"
 
