@@ -1,5 +1,7 @@
 """The dictionary against one written out by hand in float64, and what must not change where notes do nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,11 +69,11 @@ class Text:
         return RareWords(*(column[here] for column in self.occurrences))
 
 
-def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
+def batches(micro: int, document_mask: bool = False, half_window: int = K, rows: int = ROWS) -> TrainingBatches:
     text = Text()
     noted = NoteWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
-    rows = PackedRows(text, T, CLS, SEP, document_mask, noted)
-    return TrainingBatches({T: rows}, BatchPlan.constant(ROWS, T), micro, 3, CPU)
+    packed = PackedRows(text, T, CLS, SEP, document_mask, noted)
+    return TrainingBatches({T: packed}, BatchPlan.constant(rows, T), micro, 3, CPU)
 
 
 def build(options: NoteDictionaryOptions | None, dropout: float = 0.0, masks: MLMOptions | None = None) -> MLM:
@@ -319,6 +321,30 @@ def dictionary() -> NoteDictionary:
     noted, tokens = rows.noted, len(rows) * T
     options, frequencies = NoteDictionaryOptions(half_window=K), (len(noted.positions) / tokens, noted.tokens / tokens)
     return NoteDictionary(options, len(NOTED), 16, 0, *frequencies)
+
+
+def test_few_programs_are_compiled_for_any_number_of_occurrences() -> None:
+    """The numbers of windows are 24, 32, or that of whole rows; the last two are the variable and the last program."""
+    torch.compiler.reset()
+    objective = build(NoteDictionaryOptions(half_window=K))
+    objective.encoder.kernels = KERNELS["reference"]
+    programs, sizes, after = [], [], []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph
+
+    objective.encoder.blocks[0].compile(backend=backend)
+    for number in range(16):
+        inputs = objective.sample(next(iter(batches(24, rows=24).at(number))), 0, number)
+        where = inputs.note_tokens.where
+        if number in (6, 12):  # as with more occurrences than the largest number
+            inputs.note_tokens.where = replace(where, windows=replace(where.windows, whole_rows=True))
+        objective(inputs)["mlm"].backward()
+        sizes.append("rows" if number in (6, 12) else len(where.windows.firsts))
+        after.append(len(programs))
+    assert set(sizes[:6]) == {24, 32}
+    assert after[6:] == [4] * 10  # of the masked positions, of 24 windows, of any number, of whole rows
 
 
 def test_flops_are_those_of_the_text() -> None:
