@@ -55,8 +55,7 @@ class ContextWindows:
     size: int
     """W."""
     whole_rows: bool
-    """True if whole rows cost less than the windows: a last block that is computed for windows alone reads the row of
-    each window."""
+    """True if there are more windows than expected, so that they would not have one of the few sizes."""
 
 
 @dataclass(frozen=True)
@@ -275,8 +274,7 @@ def window_size(half_window: int, length: int) -> int:
 
 def window_sizes(expected: float, rows: int, length: int, size: int) -> list[int]:
     """The numbers E to which the windows of a micro-batch are padded, so that there are few distinct shapes: for
-    about 60, 85 and 99 % of the batches. Where even the whole rows cost less, in queries, keys and values of a block
-    (20 of 24 products per query, 4 per key), a number is left out.
+    about 60, 85 and 99 % of the batches. A number that has more tokens than the whole rows is left out.
 
     Args:
         expected: mean number of occurrences in the micro-batch.
@@ -285,7 +283,7 @@ def window_sizes(expected: float, rows: int, length: int, size: int) -> list[int
     """
     spread = 1.3 * math.sqrt(expected)  # a rare word often occurs again soon
     counts = sorted({8 * math.ceil((expected + more * spread) / 8) for more in (0.25, 1.0, 2.5)})
-    return [count for count in counts if count * (20 * size + 4 * length) < rows * 24 * length]
+    return [count for count in counts if count * size < rows * length]
 
 
 def _bucket(count: int) -> int:

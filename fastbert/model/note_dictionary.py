@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fastbert.data.note_words import Occurrences, window_size, window_sizes
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Windows
-from fastbert.model.flops import block_flops
+from fastbert.model.flops import block_flops, query_flops
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.training.world import ONE_PROCESS, World
 
@@ -85,7 +85,7 @@ class NoteDictionary(nn.Module):
         sizes = window_sizes(self.occurrences_per_token * batch * length, batch, length, size)
         if not sizes:
             return batch * block_flops(config, length, length)
-        return sizes[0] * block_flops(config, length, size)
+        return sizes[0] * query_flops(config, length, size)
 
     @torch.no_grad()
     def write(

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from fastbert.errors import UserError
 from fastbert.model.config import SIZES, EncoderConfig
-from fastbert.model.encoder import Encoder, SiteDropout, Windows, initialize
+from fastbert.model.encoder import Encoder, SiteDropout, Windows, initialize, set_execution
 from fastbert.model.flops import encoder_flops, encoder_parameters, mlm_head_flops
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.kernel_choice import KERNELS
@@ -160,6 +160,30 @@ def test_windows_get_the_hidden_states_of_all_tokens(norm: str, position: str) -
         torch.testing.assert_close(hidden, expected[rows[:, None], tokens], rtol=1e-12, atol=1e-12)
         assert not hidden.requires_grad
     assert len(found) == 6
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_windows_leave_gradients_as_they_are(compiled: bool, checkpointing: bool) -> None:
+    """To the bit, under autocast, whose casts of weights are cached."""
+    torch.compiler.reset()
+    encoder = Encoder(dataclasses.replace(SMALL, position="tupe-r").resolve(50, 9))
+    initialize(encoder, 0, 0.3)
+    set_execution(encoder, compiled=False, checkpointing=checkpointing)
+    if compiled:
+        for block in encoder.blocks:
+            block.compile(backend="aot_eager")
+    ids, only, gradients, found = torch.arange(18).view(2, 9), torch.tensor([[5], [3]]), [], []
+    windows = Windows(torch.tensor([1, 0, 1]), torch.tensor([[2, 3], [0, 8], [7, 7]]), False, found.append)
+    for given in (None, windows):
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = encoder(ids, only=only, windows=given)
+        gradients.append(torch.autograd.grad(hidden.float().square().sum(), list(encoder.parameters())))
+    assert all(map(torch.equal, *gradients)) and gradients[0][0].abs().sum() > 0
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = encoder(ids)[windows.rows[:, None], windows.tokens]
+    torch.testing.assert_close(found[0], expected, rtol=0.05, atol=0.05)
+    assert not found[0].requires_grad
 
 
 def test_initial_values_depend_on_name_and_seed_alone() -> None:
