@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -54,9 +54,10 @@ class SiteDropout(nn.Module):
 
 
 PROGRAMS = 1024
-"""Limit of compiled programs of a block in one process. A network has up to five for each class of shapes (training and
-validation of the last block and of the others, and contexts for notes), and a run up to five such classes (the first
-shape, other batch sizes, other lengths, and one row of either); a process may train several networks in sequence."""
+"""Limit of compiled programs of a block in one process. A network has up to eight for each class of shapes (training
+and validation of the last block and of the others, and four sizes of contexts for notes), and a run up to five such
+classes (the first shape, other batch sizes, other lengths, and one row of either); a process may train several networks
+in sequence."""
 
 
 def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
@@ -83,6 +84,45 @@ class AttentionContext:
     row_keys: Tensor | None
     """int32 [B], dropout keys of the rows; None without dropout."""
 
+    def of_rows(self, rows: Tensor) -> "AttentionContext":
+        """Inputs of the rows with these indices, int64 [E]."""
+
+        def select_rows(x: Tensor | None, shared: bool = False) -> Tensor | None:
+            return x if x is None or (shared and len(x) == 1) else x.index_select(0, rows)
+
+        return replace(
+            self,
+            bias=select_rows(self.bias, shared=True),
+            rotation=self.rotation and tuple(select_rows(part, shared=True) for part in self.rotation),
+            key_padding=select_rows(self.key_padding),
+            segments=select_rows(self.segments),
+            row_keys=select_rows(self.row_keys),
+        )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Tokens whose hidden states are needed without a gradient, in addition to those with one."""
+
+    rows: Tensor
+    """int64 [E], the row of each window."""
+    tokens: Tensor
+    """int64 [E, W], indices of the window's tokens in its row."""
+    whole_rows: bool
+    """Compute the last block for all tokens of all rows; else for the windows, which is the same but for rounding."""
+    collect: Callable[[Tensor], None]
+    """Called with their hidden states [E, W, D]."""
+
+    def select(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [E, W, D]."""
+        return select_windows(x_BTD, self.rows, self.tokens)
+
+
+def select_windows(x_BTD: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """[B, T, D] -> [E, W, D], the `tokens` [E, W] of each of the `rows` [E]."""
+    index = rows[:, None] * x_BTD.shape[1] + tokens
+    return x_BTD.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+
 
 class Attention(nn.Module):
     def __init__(self, config: EncoderConfig, site: int) -> None:
@@ -92,32 +132,64 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x_BTD: Tensor, context: AttentionContext, only: TokenIndex = None) -> Tensor:
-        """Output [B, T, D], or [B, M, D] for the queries of the tokens `only`, which attend to all keys."""
-        bias, rotation = context.bias, context.rotation
-        options = {"key_padding": context.key_padding, "segments": context.segments}
-        query_rotation = rotation
+    def forward(
+        self,
+        x_BTD: Tensor,
+        context: AttentionContext,
+        only: TokenIndex = None,
+        windows: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output [B, T, D], or [B, M, D] for the queries of the tokens `only`, which attend to all keys.
+
+        Args:
+            windows: rows and tokens of further queries, with `only`; they use the same keys and values, without a
+                gradient.
+
+        Returns:
+            The output, and that of the windows, [E, W, D], or None.
+        """
         if only is None:
             q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         else:
             parts = [x_BTD.shape[-1], 2 * x_BTD.shape[-1]]
             weights = self.qkv.weight.split(parts)
             biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split(parts)
-            q = F.linear(select(x_BTD, only), weights[0], biases[0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            q = self.queries(select(x_BTD, only), weights[0], biases[0])
             kv = F.linear(x_BTD, weights[1], biases[1])
             k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if context.rotation is not None:
+            k = rotate(k, context.rotation)
+        output = self.attend(q, k, v, context, only)
+        if windows is None:
+            return output, None
+        with torch.no_grad():
+            rows, tokens = windows
+            q = self.queries(select_windows(x_BTD, rows, tokens), weights[0], biases[0])
+            k, v = k.index_select(0, rows), v.index_select(0, rows)
+            return output, self.attend(q, k, v, context.of_rows(rows), tokens)
+
+    def queries(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[B, M, D] -> [B, H, M, K]."""
+        return F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, only: TokenIndex) -> Tensor:
+        """Output [B, M, D] of the queries [B, H, M, K] of the tokens `only`, not yet rotated, for keys and values
+        [B, H, T, K]."""
+        bias, rotation = context.bias, context.rotation
+        options = {"key_padding": context.key_padding, "segments": context.segments}
+        if only is not None:
             if bias is not None:
                 bias = select(bias.transpose(1, 2), only).transpose(1, 2)
             if isinstance(only, Tensor):
                 options["query_positions"] = only
             if rotation is not None:
-                query_rotation = tuple(select(part.transpose(1, 2), only).transpose(1, 2) for part in rotation)
+                rotation = tuple(select(part.transpose(1, 2), only).transpose(1, 2) for part in rotation)
         if rotation is not None:
-            q, k = rotate(q, query_rotation), rotate(k, rotation)
+            q = rotate(q, rotation)
         if context.row_keys is not None and self.dropout_p:
             options |= {"dropout_p": self.dropout_p, "keys": combine(context.row_keys, self.site)}
-        values_BHTK = context.function(q, k, v, bias, scale=context.scale, **options)
-        return self.out(values_BHTK.transpose(1, 2).flatten(2))
+        values_BHMK = context.function(q, k, v, bias, scale=context.scale, **options)
+        return self.out(values_BHMK.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -149,12 +221,27 @@ class Block(nn.Module):
         self.attention_dropout = SiteDropout(config.dropout, site + 1)
         self.feed_forward_dropout = SiteDropout(config.dropout, site + 2)
 
-    def forward(self, x: Tensor, context: AttentionContext, only: TokenIndex = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        only: TokenIndex = None,
+        windows: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Output [B, T, D], or [B, M, D] of the tokens `only`; for other tokens only keys and values are computed.
-        Dropout is a hash of indices, so both forms drop the same values."""
-        row_keys = context.row_keys
-        y = self.attention(self.attention_norm(x) if self.pre else x, context, only)
-        x = select(x, only)
+        Dropout is a hash of indices, so both forms drop the same values. Arguments and returned values as in
+        `Attention`."""
+        y, y_EWD = self.attention(self.attention_norm(x) if self.pre else x, context, only, windows)
+        output = self.add_sublayers(select(x, only), y, context.row_keys, only)
+        if windows is None:
+            return output, None
+        with torch.no_grad():  # after the pass with a gradient, because autocast caches the casts of the first
+            rows, tokens = windows
+            keys = None if context.row_keys is None else context.row_keys.index_select(0, rows)
+            return output, self.add_sublayers(select_windows(x, rows, tokens), y_EWD, keys, tokens)
+
+    def add_sublayers(self, x: Tensor, y: Tensor, row_keys: Tensor | None, only: TokenIndex) -> Tensor:
+        """Adds the attention's output y and that of the feed-forward layer to x [B, M, D]."""
         if self.pre:
             x = x + self.attention_dropout(y, row_keys, only)
             return x + self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)), row_keys, only)
@@ -190,7 +277,7 @@ class Encoder(nn.Module):
         row_keys: Tensor | None = None,
         only: TokenIndex = None,
         edit_words: Callable[[Tensor], Tensor] | None = None,
-        on_hidden: Callable[[Tensor], None] | None = None,
+        windows: Windows | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D], or [B, M, D] of the tokens `only`.
 
@@ -204,7 +291,7 @@ class Encoder(nn.Module):
             row_keys: int32 [B], dropout keys of the rows (`fastbert.randomness.row_keys`); None for no dropout.
             only: tokens whose hidden states are needed, such as slice(1) for [CLS]; the last block computes only those.
             edit_words: maps the word embeddings [B, T, D] to those that are used instead.
-            on_hidden: called with the hidden states of all tokens, [B, T, D] without gradient, also with `only`.
+            windows: further tokens, whose hidden states are passed to `windows.collect`.
 
         Raises:
             ValueError: the sequences are longer than `max_positions`, and the position encoding does not extrapolate.
@@ -226,18 +313,19 @@ class Encoder(nn.Module):
             row_keys=row_keys,
         )
         last = len(self.blocks) - 1
+        inside = windows is not None and only is not None and not windows.whole_rows
         for index, block in enumerate(self.blocks):
             run, before = block, x
             if self.checkpointing and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            x = run(x, context, only if index == last else None)
+            further = (only, (windows.rows, windows.tokens) if inside else None) if index == last else ()
+            x, in_windows = run(x, context, *further)
         hidden = x if self.final_norm is None else self.final_norm(x)
-        if on_hidden is not None:
-            with torch.no_grad():  # after the passes with a gradient, because autocast caches the casts of the first
-                if only is not None:
-                    x = block(before, context)
-                    hidden_BTD = x if self.final_norm is None else self.final_norm(x)
-                on_hidden(hidden if only is None else hidden_BTD)
+        if windows is not None:
+            with torch.no_grad():
+                if not inside:
+                    in_windows = windows.select(x if only is None else block(before, context)[0])
+                windows.collect(in_windows if self.final_norm is None else self.final_norm(in_windows))
         return hidden
 
     def embed(

@@ -42,8 +42,13 @@ def encoder_flops(config: EncoderConfig, batch: int, length: int, last: int | No
 def block_flops(config: EncoderConfig, length: int, queries: int) -> int:
     """FLOPs of one forward pass of one block over a row, for `queries` of its tokens; the others are keys and
     values."""
+    return query_flops(config, length, queries) + 4 * length * config.width**2
+
+
+def query_flops(config: EncoderConfig, length: int, queries: int) -> int:
+    """FLOPs of one forward pass of one block for `queries` tokens of a row whose keys and values are known."""
     d, f = config.width, config.ffn
-    return 2 * queries * (2 * d * d + (_ups(config) + 1) * d * f) + 4 * length * d * d + 4 * queries * length * d
+    return 2 * queries * (2 * d * d + (_ups(config) + 1) * d * f) + 4 * queries * length * d
 
 
 def mlm_head_flops(config: EncoderConfig, masked: int) -> int:
