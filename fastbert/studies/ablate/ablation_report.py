@@ -184,9 +184,9 @@ def _smaller_budgets(report: ReportPage, results: AblationResults, measures: Seq
             f"{LEARNED} nats below the unigram entropy."
         )
     report.text(
-        "Each point of the baseline is the end of a separate, shorter training, so its value there is a target as well. A row "
-        "has the difference, the p-value, the verdict and the fractions that an ablation with this fraction of the "
-        "budget would have; 100 % of the cost is that of the baseline's training to this point. A variant that is "
+        "Each point of the baseline is the end of a separate, shorter training, so its value there is a target as well. "
+        "A row has the difference, the p-value, the verdict and the fractions that an ablation with this fraction of "
+        "the budget would have; 100 % of the cost is that of the baseline's training to this point. A variant that is "
         "worse there is `not reached`; its fractions are shown if a later point of it reaches the target, above 100 % "
         "in the unit of the budget. `≤`: its first point already reaches the target. The p-values are adjusted over "
         "the variants, not over the points."
@@ -204,9 +204,9 @@ def _equal_cost(report: ReportPage, ablation: Ablation, results: AblationResults
     report.text(
         f"Values when a variant has cost as much as the baseline at its end. At equal {UNIT_NAMES[equal]}, the unit of "
         f"the budget, they are the final values. At equal {others[0]} or {others[1]} they are linearly interpolated "
-        "between the variant's points, each the end of a separate training; where a curve flattens, that is "
-        "slightly worse than a training of this cost would be. No curve is extrapolated: a variant whose curve ends "
-        "before that cost, or begins after it, has no value, and needs an ablation with this unit as `equal`; one that "
+        "between the variant's points, each the end of a separate training; where a curve flattens, that is slightly "
+        "worse than a training of this cost would be. No curve is extrapolated: a variant whose curve ends before that "
+        "cost, or begins after it, has no value, and needs an ablation with this unit as `equal`; one that "
         f"ends within {100 * SAME_COST:g} % of it is read at its end. Differences, tests and verdicts are computed as "
         "for final values, adjusted over the variants in each unit."
     )

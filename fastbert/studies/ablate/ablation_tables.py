@@ -187,8 +187,8 @@ def _statistics(measure: Measure, row: VariantComparison) -> list[str]:
 
 
 def equal_cost_table(measure: Measure, hardly_learned: bool, equal: str) -> Table:
-    """Values of every variant when it has cost as many steps, FLOPs and minutes as the baseline at its end, with the
-    statistics of `finals_table`: units x variants.
+    """Values of every variant when its steps, FLOPs or minutes equal the baseline's at its end, with the statistics of
+    `finals_table`: units x variants.
 
     Args:
         equal: unit of the budget; at equal cost in this unit, values are final values.

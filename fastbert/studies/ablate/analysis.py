@@ -78,7 +78,7 @@ class Measure:
         return replace(self, curves=curves)
 
     def at_cost(self, unit: str) -> "Measure":
-        """The measure as if every training had ended when it had cost as many `unit` as the baseline's training of the
+        """The measure as if every training had ended when its cost in `unit` was that of the baseline's training of the
         same seed, without the trainings whose points do not include that cost."""
         costs = {seed: getattr(curve[-1], unit) for seed, curve in next(iter(self.curves.values())).items()}
         curves = {
