@@ -121,5 +121,6 @@ def test_all_configs_load() -> None:
     loaded = {str(path.relative_to(CONFIGS)): LOADERS[path.parts[-2]](path) for path in found}
     tiny, electra = (to_dict(loaded[f"pretrain/{name}.yaml"]) for name in ("tiny", "tiny-electra"))
     assert {name for name in tiny if tiny[name] != electra[name]} == {"objective", "electra", "optimizer"}
-    (long, _), (short, _) = (loaded[f"ablate/{name}.yaml"] for name in ("objectives-long", "objectives"))
-    assert short.variants[:3] == long.variants and short.budget.tokens * 2 == long.budget.tokens
+    (muon, _), (adamw, _) = (loaded[f"ablate/{name}.yaml"] for name in ("study", "study-adamw"))
+    assert (muon.budget, muon.points, muon.seeds) == (adamw.budget, adamw.points, adamw.seeds)
+    assert muon.grid.evaluate == adamw.grid.evaluate and muon.variants[0].name == adamw.variants[0].name

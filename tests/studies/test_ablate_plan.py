@@ -184,6 +184,7 @@ def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch)
     """Rare words are listed for the widest band, so that bands of notes do not make different data."""
     monkeypatch.chdir(tmp_path)
     bands = {"a": {"min_count": 20, "max_count": 90}, "b": {"min_count": 5, "max_count": 60}}
+    bands = {name: {**band, "fraction": 1.0} for name, band in bands.items()}
     variants = {"plain": None, **{name: {"notes": {"enabled": True, **band}} for name, band in bands.items()}}
     base = {"data": str(corpus), "validation_fraction": 0.1}
     _, study = planned(base=base, variants=variants)
