@@ -185,11 +185,11 @@ def _smaller_budgets(report: ReportPage, results: AblationResults, measures: Seq
         )
     report.text(
         "Each point of the baseline is the end of a separate, shorter training, so its value there is a target as "
-        "well. A row has the difference, the p-value, the verdict and the fractions that an ablation with this fraction "
-        "of the budget would have; 100 % of the cost is that of the baseline's training to this point. A variant that is "
-        "worse there is `not reached`; its fractions are shown if a later point of it reaches the target, above 100 % "
-        "in the unit of the budget. `≤`: its first point already reaches the target. The p-values are adjusted over "
-        "the variants, not over the points."
+        "well. A row has the difference, the p-value, the verdict and the fractions that an ablation with this "
+        "fraction of the budget would have; 100 % of the cost is that of the baseline's training to this point. A "
+        "variant that is worse there is `not reached`; its fractions are shown if a later point of it reaches the "
+        "target, above 100 % in the unit of the budget. `≤`: its first point already reaches the target. The p-values "
+        "are adjusted over the variants, not over the points."
     )
 
 
