@@ -141,6 +141,7 @@ def test_the_base_counts_with_rope() -> None:
 )
 def test_the_configurations_that_are_shipped(path: Path) -> None:
     shipped = config.load_yaml(PretrainOptions, path)
-    # The sentences of BLiMP have up to 47 tokens with 8,192 words.
-    assert shipped.encoder.resolve(shipped.vocab_size, shipped.length).max_positions >= 64
+    # The sentences of BLiMP have up to 47 tokens with 8,192 words; the ablations of study.yaml leave out longer pairs.
+    longest = 32 if path.stem == "study" else 64
+    assert shipped.encoder.resolve(shipped.vocab_size, shipped.length).max_positions >= longest
     assert sum(budget is not None for budget in (shipped.steps, shipped.tokens, shipped.minutes)) == 1

@@ -268,7 +268,7 @@ class EvaluateOptions:
     length: Length | None = None
     """Tokens per sequence, [CLS] included (default: the model's positions, at most 512). More than the positions need a
     position encoding that extrapolates. --pll cuts longer sentences between words; --pairs leaves out pairs with a
-    longer sentence (default: none)."""
+    longer sentence, if it is given."""
     max_tokens: Count = 1_000_000
     """Tokens of --source to read, in whole documents from the beginning of the text."""
     mask_rate: MaskRate = 0.15
