@@ -121,7 +121,7 @@ def test_log_odds_are_those_of_the_objective(run) -> None:
     inputs = objective.plain_inputs(ids)
     with torch.no_grad():
         # All tokens are original, so the mean loss is that of the right answers: -log P(original).
-        loss, _ = objective.main_loss(inputs, ids, objective.generator_hidden(inputs))
+        loss, *_ = objective.main_loss(inputs, ids, objective.generator_hidden(inputs))
         odds = objective.original_log_odds(ids)
     assert torch.nn.functional.softplus(-odds).sum().item() == pytest.approx(loss.item(), rel=1e-5)
 
