@@ -86,6 +86,10 @@ class ReplacementOptions(ObjectiveOptions):
     mask_token_fraction: Probability = 0.85
     """Fraction of the masked tokens that show [MASK] to the generator or meta controller; the rest show the word
     itself."""
+    temperature: ClassVar[float] = 1.0
+    """Temperature of the samples that fill the masks."""
+    kept_fraction: ClassVar[float] = 1.0
+    """Fraction of the tokens without a mask at which the encoder's loss is computed in training."""
 
 
 @dataclass(frozen=True)

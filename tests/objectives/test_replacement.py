@@ -176,6 +176,13 @@ def test_validation_masks_everything_and_drops_nothing(name: str) -> None:
             assert same == (keys != own)
 
 
+@pytest.mark.parametrize(("name", "fraction"), [("electra", 0.85), ("multiple-choice", 1.0)])
+def test_masked_tokens_that_show_the_mask(name: str, fraction: float) -> None:
+    inputs = build(name, options=OPTIONS[name](mask_rate=0.5)).sample(batch(64), 0, 0)
+    shown = inputs.input_ids.gather(1, inputs.positions)
+    assert (shown == 4).float().mean() == pytest.approx(fraction, abs=0.05 if fraction < 1 else 0)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_special_tokens_stay_where_a_row_has_fewer_words_than_masked_positions(name: str) -> None:
     objective = build(name, options=OPTIONS[name](mask_rate=0.9))
