@@ -146,9 +146,9 @@ class MultipleChoice(Replacement):
                 "detection_loss": (loss - choosing, torch.full_like(count, len(answers))),
                 "choosing_loss": (choosing, count),
             }
-            # Not by argmax: with replacement the right word may be several of the candidates.
-            correct = (right >= scores.amax(1, keepdim=True)).view(len(filled), -1)
-        return loss, correct, parts
+            words = F.pad(ids, (0, 1), value=-1)  # compared by word: with replacement the right one may occur twice
+            correct = words.gather(1, scores.argmax(1, keepdim=True)) == words.gather(1, answers[:, None])
+        return loss, correct.view(len(filled), -1), parts
 
     def predict(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Log-odds of the other candidates against [NOTA], [B, T], and the most probable of them, int64 [B, T]."""

@@ -157,6 +157,17 @@ def test_losses_and_gradients_equal_plain_indexing(more: dict) -> None:
         assert torch.equal(best.flatten(), ids.gather(1, scores[:, :-1].argmax(1, keepdim=True))[:, 0])
 
 
+def test_every_copy_of_the_right_word_is_right() -> None:
+    objective = build("multiple-choice", options=options(with_replacement=True))
+    inputs = objective.sample(batch(), 0, 0)
+    with torch.no_grad():
+        objective.head.none.bias -= 100.0  # a word is chosen everywhere
+    copies = inputs.original.flatten()[:, None].expand(-1, 4)
+    objective.candidates = lambda inputs, filled, hidden: (copies, 4 - (filled != inputs.original).flatten().long())
+    sums = objective(inputs)
+    assert sums["accuracy_replaced"][0] == sums["accuracy_replaced"][1] > 0 == sums["accuracy_original"][0]
+
+
 def test_all_masked_tokens_and_a_uniform_fraction_of_the_others_are_judged() -> None:
     objective = build("multiple-choice", options=options(kept_fraction=0.3))
     times = torch.zeros(16)
