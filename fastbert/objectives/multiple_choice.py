@@ -79,7 +79,7 @@ class ControllerHead(WordTransform):
 
 class MultipleChoice(Replacement):
     """A meta controller that fills masks and proposes candidates, and the encoder, which chooses among them at every
-    token, in training with `kept_fraction` at every masked token and that fraction of the others.
+    token, in training with `unmasked_fraction` at every masked token and that fraction of the others.
 
     With `nota_embedding` [NOTA] is the row of [PAD] in the word embedding. Packed rows contain no [PAD], and padding is
     never attended to, so no hidden state ever depends on that row, and an export is the same with it.
@@ -105,12 +105,12 @@ class MultipleChoice(Replacement):
     def judged_count(self, length: int) -> int:
         """J, the number of tokens of a row at which the encoder chooses in training."""
         masked = self.masker.count(length)
-        return min(length, masked + max(1, round(self.options.kept_fraction * (length - masked))))
+        return min(length, masked + max(1, round(self.options.unmasked_fraction * (length - masked))))
 
     @torch.no_grad()
     def judged(self, masks: Masks, keys: Tensor) -> Tensor | None:
         """All masked tokens, and a uniform sample of the others by hashes of the rows' keys. All tokens in validation,
-        so that its losses do not depend on `kept_fraction`."""
+        so that its losses do not depend on `unmasked_fraction`."""
         length = masks.input_ids.shape[1]
         count = self.judged_count(length)
         if count == length or not self.training:

@@ -88,7 +88,7 @@ class ReplacementOptions(ObjectiveOptions):
     itself."""
     temperature: ClassVar[float] = 1.0
     """Temperature of the samples that fill the masks."""
-    kept_fraction: ClassVar[float] = 1.0
+    unmasked_fraction: ClassVar[float] = 1.0
     """Fraction of the tokens without a mask at which the encoder's loss is computed in training."""
 
 
@@ -130,7 +130,7 @@ class MultipleChoiceOptions(ReplacementOptions):
     """Fraction of the masked tokens that show [MASK] to the meta controller; the rest show the word itself."""
     temperature: Annotated[float, Range(0.1, 10)] = 1.0
     """Temperature of the samples that fill the masks; candidates are always sampled at 1."""
-    kept_fraction: Part = 1.0
+    unmasked_fraction: Part = 1.0
     """Fraction of the tokens without a mask at which the encoder chooses in training; all masked ones count. A smaller
     fraction is faster. The odds are corrected for it, so validation and scores are of all tokens."""
     shared_bias: bool = False

@@ -100,7 +100,7 @@ def test_losses_and_gradients_equal_transformers_electra(scale: float) -> None:
     torch.testing.assert_close(sums["rtd"] / inputs.counts["rtd"], rtd, rtol=1e-10, atol=0)
     torch.testing.assert_close(suspicion, logits.sigmoid(), rtol=1e-10, atol=0)
 
-    # Each loss alone, so no gradient of the detection is in the generator, except in the embeddings that they share.
+    # Each loss alone, so no gradient of the detection is in the generator, except in the embeddings that both use.
     assert ours.loss_weights == {"mlm": 1.0, "rtd": 50.0}
     for name, loss in (("mlm", mlm), ("rtd", rtd)):
         ours.zero_grad()

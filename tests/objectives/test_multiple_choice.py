@@ -15,7 +15,7 @@ from fastbert.objectives.multiple_choice import MultipleChoice
 from fastbert.objectives.options import MultipleChoiceOptions
 from tests.objectives.conftest import VOCABULARY, V, batch, build
 
-ALONE = [{"shared_bias": True}, {"nota_embedding": True}, {"with_replacement": True}, {"kept_fraction": 0.3}]
+ALONE = [{"shared_bias": True}, {"nota_embedding": True}, {"with_replacement": True}, {"unmasked_fraction": 0.3}]
 TOGETHER = {name: value for one in ALONE for name, value in one.items()} | {"temperature": 0.5}
 
 
@@ -119,7 +119,7 @@ def test_losses_and_gradients_equal_plain_indexing(more: dict) -> None:
     torch.testing.assert_close(sums["mlm"] / inputs.counts["mlm"], mlm, rtol=1e-10, atol=0)
     torch.testing.assert_close(sums["choice"] / inputs.counts["choice"], choice, rtol=1e-10, atol=0)
 
-    # No gradient of the choice in the meta controller, except in the embedding (and the bias) that they share.
+    # No gradient of the choice in the meta controller, except in the embedding (and the bias) that both use.
     shared = {"encoder.words.weight"} | ({"head.bias"} if ours.options.shared_bias else set())
     for name, loss in (("mlm", mlm), ("choice", choice)):
         found = torch.autograd.grad(
@@ -169,7 +169,7 @@ def test_every_copy_of_the_right_word_is_right() -> None:
 
 
 def test_all_masked_tokens_and_a_uniform_fraction_of_the_others_are_judged() -> None:
-    objective = build("multiple-choice", options=options(kept_fraction=0.3))
+    objective = build("multiple-choice", options=options(unmasked_fraction=0.3))
     times = torch.zeros(16)
     for step in range(20):
         rows = batch(32)
@@ -196,7 +196,7 @@ def test_all_masked_tokens_and_a_uniform_fraction_of_the_others_are_judged() -> 
 
 def test_odds_are_those_of_all_tokens() -> None:
     """With constant scores and no sample that equals the word, the best odds are the frequencies among all tokens."""
-    objective = build("multiple-choice", options=options(kept_fraction=0.3)).double()
+    objective = build("multiple-choice", options=options(unmasked_fraction=0.3)).double()
     rows = batch()
     rows.input_ids[rows.input_ids == 7] = 8
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_refused() -> None:
         {"controller_width": 0},
         {"controller_layers": 0},
         {"loss_weight": -1.0},
-        {"kept_fraction": 0.0},
+        {"unmasked_fraction": 0.0},
         {"temperature": 0.05},
     ):
         with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):

@@ -18,7 +18,7 @@ from tests.pretraining.test_loop import NoWaiting
 OBJECTIVES = list(OPTIONS)
 FURTHER = {
     "multiple-choice": dict(
-        kept_fraction=0.5, temperature=2.0, shared_bias=True, nota_embedding=True, with_replacement=True
+        unmasked_fraction=0.5, temperature=2.0, shared_bias=True, nota_embedding=True, with_replacement=True
     )
 }
 """Options of an objective that are off by default."""

@@ -28,7 +28,7 @@ def run(request, prepared, tmp_path_factory) -> Path:
     flags += ["--position", "tupe-r", "--machine.threads", "1"]
     flags += ["--objective", request.param, f"--{request.param}.mask-rate", "0.2"]
     if request.param == "multiple-choice":
-        flags += ["--multiple-choice.kept-fraction", "0.5"]
+        flags += ["--multiple-choice.unmasked-fraction", "0.5"]
     assert main(["pretrain", *flags, "--out", str(out)]) == 0
     return out
 
@@ -39,8 +39,8 @@ def opened(model: Path) -> tuple[Scorer, list[scoring.Sentence]]:
     return scorer, [scoring.sentence(encoding) for encoding in scoring.encoded(scorer, TEXTS)]
 
 
-@pytest.mark.parametrize("kept", [1.0, 0.3])
-def test_the_score_of_both_networks_inverts_their_training(kept: float) -> None:
+@pytest.mark.parametrize("unmasked", [1.0, 0.3])
+def test_the_score_of_both_networks_inverts_their_training(unmasked: float) -> None:
     """The joint distribution of original, replacement and mask, enumerated: an optimal discriminator's odds, also if it
     is trained with a fraction of the tokens without a mask and its odds are divided by that fraction."""
     rng = np.random.default_rng(0)
@@ -49,11 +49,11 @@ def test_the_score_of_both_networks_inverts_their_training(kept: float) -> None:
     original = np.zeros(6)
     replaced = np.zeros(6)
     for word in range(6):
-        original[word] += kept * (1 - rate) * p[word]  # not masked
+        original[word] += unmasked * (1 - rate) * p[word]  # not masked
         for sample in range(6):  # masked; the generator does not see the word
             (original if sample == word else replaced)[sample] += rate * p[word] * q[sample]
-    scorer = Scorer(*[None] * 8, mask_rate=rate, kept_fraction=kept)
-    found = scorer.combined(np.log(q), np.log(original / replaced / kept))
+    scorer = Scorer(*[None] * 8, mask_rate=rate, unmasked_fraction=unmasked)
+    found = scorer.combined(np.log(q), np.log(original / replaced / unmasked))
     assert found == pytest.approx(np.log(p), abs=1e-12)
     # With odds of 1000 and q near 1 nothing overflows.
     assert scorer.combined(np.array([-1e-9, -800.0]), np.array([900.0, -900.0])) == pytest.approx(
@@ -75,7 +75,7 @@ def test_names_and_values(run, capsys, tmp_path) -> None:
     assert (result["score"], *result["other_scores"]) == expected
     scorer, sentences = opened(run)
     assert (scorer.names, scorer.mask_rate) == (expected, 0.2)
-    assert scorer.kept_fraction == (1.0 if run.name == "electra" else 0.5)
+    assert scorer.unmasked_fraction == (1.0 if run.name == "electra" else 0.5)
     words = scoring.log_probabilities(scorer, sentences, "salazar")
     odds = scoring.log_odds(scorer, sentences)
     both = [scorer.combined(a, b).sum() for a, b in zip(words, odds, strict=True)]

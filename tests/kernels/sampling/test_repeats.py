@@ -18,7 +18,7 @@ def test_samples_are_independent() -> None:
     assert chisquare(triples, expected.flatten()).pvalue > 1e-4
 
 
-def test_rows_without_a_distribution_give_some_of_the_words() -> None:
+def test_rows_without_a_distribution_give_words_of_theirs() -> None:
     keys = torch.arange(2, dtype=torch.int32)
     ids, _ = sample_distinct(torch.full((2, 5), torch.nan), 3, keys)
     found = with_replacement(ids, torch.full((2, 3), torch.nan), keys)
