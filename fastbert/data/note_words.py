@@ -4,10 +4,11 @@ This code runs on the host while batches are read, and the device receives index
 that is cut by the end of a row is ignored there.
 
 Shapes: R occurrences and P tokens of a micro-batch, U distinct words of a global batch, each padded to a multiple of
-BUCKET with at least one padding entry.
+BUCKET with at least one padding entry; E windows of W tokens, padded to one of a few sizes.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,10 @@ from fastbert.errors import UserError
 from fastbert.progress import Progress, progress
 
 BUCKET = 64
-BLOCK_ROWS = 2**18  # rows read at a time while words are chosen
+SENTENCE = 25  # words; the paper counts sentences
+PIECES = 4  # of a word in one window; a longer window is split
+BLOCK_ROWS = 2**18  # rows read at a time while words are found
+BLOCK_TOKENS = 2**24  # tokens read at a time while words are chosen
 SAMPLE_TOKENS = 2**24  # tokens read to suggest another range of counts
 
 
@@ -33,6 +37,26 @@ class StepWords:
     """int64, ascending: rows of the dictionary."""
     counts: np.ndarray
     """int64: occurrences in the global batch."""
+
+
+@dataclass(frozen=True)
+class ContextWindows:
+    """The contexts of the occurrences in a micro-batch: windows of at most W tokens. A context that is longer, because
+    its word has many pieces, is split into several windows."""
+
+    slots: Tensor
+    """int64 [E]: index of the context's word in `Occurrences.words`; padding has the last."""
+    firsts: Tensor
+    """int64 [E]: position of the first token."""
+    lengths: Tensor
+    """int64 [E]: number of tokens, 0 for padding."""
+    totals: Tensor
+    """int64 [E]: number of tokens of the whole context, 1 for padding."""
+    size: int
+    """W."""
+    whole_rows: bool
+    """True if whole rows cost less than the windows: a last block that is computed for windows alone reads the row of
+    each window."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +73,26 @@ class Occurrences:
     """int64 [R]: position of the first piece."""
     lengths: Tensor
     """int64 [R]: number of pieces, 0 for padding."""
-    window_firsts: Tensor
-    """int64 [R]: position of the context's first token."""
-    window_lengths: Tensor
-    """int64 [R]: number of tokens of the context, 0 for padding."""
     tokens: Tensor
     """int64 [P]: positions of all pieces; 0 for padding."""
     owners: Tensor
     """int64 [P]: index of the occurrence to which each token belongs; padding has the last, which is padding too."""
-    longest_window: int
-    """Maximum number of tokens of a window, the same in all batches of a run."""
+    windows: ContextWindows
 
 
-def choose_words(dataset: Dataset, least: int, most: int, fraction: float, length: int) -> np.ndarray:
+def choose_words(dataset: Dataset, least: int, most: int, fraction: float) -> np.ndarray:
     """Selects words that occur least ... most times, in the order of a hash of their spelling, until this `fraction` of
-    the training sequences contains one, or all such words if there are too few. The choice depends only on the corpus
-    and these arguments.
+    the training text, in segments of SENTENCE words on average, contains one; or all such words if there are too few.
+    The choice depends only on the corpus and these arguments, and not on the length of a sequence.
 
     Args:
         least, most: range of the occurrences in the training split.
-        length: tokens per sequence, [CLS] included.
 
     Returns:
         int32 [rare words of the dataset]: row of each word in the dictionary, -1 for words without a note.
 
     Raises:
-        UserError: the range of counts exceeds the prepared one, or no such word is whole in a sequence.
+        UserError: the range of counts exceeds the prepared one, or no word is in it.
     """
     made = dataset.record["options"]
     if least < made["rare_min"] or most > made["rare_max"]:
@@ -86,6 +104,8 @@ def choose_words(dataset: Dataset, least: int, most: int, fraction: float, lengt
         )
     counts = dataset.rare_counts
     band = np.flatnonzero((counts >= least) & (counts <= most))
+    if not len(band):
+        raise UserError(_no_words(dataset, least, most))
     none = np.iinfo(np.int32).max
     rank = np.full(len(counts), none, np.int32)
     rank[sorted(band, key=lambda word: hashlib.sha256(dataset.rare_words[word].encode()).digest())] = np.arange(
@@ -93,21 +113,24 @@ def choose_words(dataset: Dataset, least: int, most: int, fraction: float, lengt
     )
 
     stream = dataset.split("train")
-    first_ranks = [np.zeros(0, np.int32)]  # the lowest rank of the words in each row that contains one
+    segments = math.ceil(len(stream) / (width := segment_tokens(dataset)))
+    lowest = np.full(segments, none, np.int32)  # the lowest rank of the words that begin in each segment
     with progress("choosing words for the note dictionary", len(stream), "tokens") as work:
-        for row, _, _, word in _whole_words(stream, length, work):
-            ranked = rank[word] < none
-            row, ranks = row[ranked], rank[word[ranked]]
-            borders = np.flatnonzero(np.diff(row, prepend=-1))
-            if len(row):
-                first_ranks.append(np.minimum.reduceat(ranks, borders))
-    touched = np.concatenate(first_ranks)
-    if not len(touched):
-        raise UserError(_no_words(dataset, least, most))
-    wanted = min(len(touched), max(1, int(np.ceil(fraction * (len(stream) // (length - 1))))))
+        for start in range(0, len(stream), BLOCK_TOKENS):
+            found = stream.rare(start, stop := min(start + BLOCK_TOKENS, len(stream)))
+            np.minimum.at(lowest, found.positions // width, rank[found.words])
+            work.update(stop)
+    touched = lowest[lowest < none]
+    wanted = min(len(touched), math.ceil(fraction * segments))
     last = np.partition(touched, wanted - 1)[wanted - 1]
     chosen = rank <= last
     return np.where(chosen, np.cumsum(chosen) - 1, -1).astype(np.int32)
+
+
+def segment_tokens(dataset: Dataset) -> int:
+    """Tokens of a segment with SENTENCE words on average, at least 1."""
+    train = dataset.record["splits"]["train"]
+    return max(1, round(SENTENCE * train["tokens"] / max(1, train["words"])))
 
 
 def _whole_words(stream: TokenStream, length: int, work: Progress) -> Iterator[tuple[np.ndarray, ...]]:
@@ -129,7 +152,7 @@ def _no_words(dataset: Dataset, least: int, most: int) -> str:
     counts = dataset.rare_counts if listed else _all_counts(dataset)
     made = dataset.record["options"]
     lowest, highest = (made["rare_min"], made["rare_max"]) if listed else (1, 2**31)
-    problem = f"no word of {dataset.folder} that occurs {least} to {most} times is whole in a sequence"
+    problem = f"no word of {dataset.folder} occurs {least} to {most} times"
     rarer = [(max(lowest, least >> power), most) for power in range(1, 32)]
     commoner = [(least, min(highest, most << power)) for power in range(1, 32)]
     for low, high in rarer + commoner:
@@ -175,13 +198,16 @@ class NoteWords:
         )
         self.rows = len(stream) // self.width
         self.rows_touched = len(rows)
-        longest = int(self.lengths.max(initial=1))
-        self.longest_window = min(2 * half_window + longest, self.width)
 
     @property
     def tokens(self) -> int:
         """Tokens of all occurrences."""
         return int(self.lengths.sum(dtype=np.int64))
+
+    @property
+    def per_row(self) -> float:
+        """Mean number of occurrences in a row."""
+        return len(self.positions) / max(1, self.rows)
 
     def step_words(self, indices: np.ndarray) -> StepWords:
         """The words in the rows `indices` of a whole global batch."""
@@ -208,15 +234,31 @@ class NoteWords:
         distinct, occurrences, tokens = _bucket(len(step.words)), _bucket(len(found)), _bucket(int(length.sum()))
         of_words = np.zeros((2, distinct), np.int64)
         of_words[:, : len(step.words)] = step.words, step.counts
-        of_occurrences = np.zeros((5, occurrences), np.int64)
+        of_occurrences = np.zeros((3, occurrences), np.int64)
         of_occurrences[0] = distinct - 1
-        of_occurrences[:, : len(found)] = slots, position + offset, length, first + offset, stop - first
+        of_occurrences[:, : len(found)] = slots, position + offset, length
         of_tokens = np.zeros((2, tokens), np.int64)
         of_tokens[1] = occurrences - 1
         real = length.sum()
         of_tokens[:, :real] = spread(position + offset, length), np.repeat(np.arange(len(found)), length)
-        parts = [to_device(part, device) for part in (of_words, of_occurrences, of_tokens)]
-        return Occurrences(*(field for part in parts for field in part), longest_window=self.longest_window)
+        fields = (field for part in (of_words, of_occurrences, of_tokens) for field in to_device(part, device))
+        return Occurrences(*fields, self._windows(slots, first + offset, stop - first, len(indices), distinct, device))
+
+    def _windows(
+        self, slots: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, rows: int, distinct: int, device: torch.device
+    ) -> ContextWindows:
+        """The contexts of a micro-batch of `rows` rows with `distinct` words, in windows."""
+        size = window_size(self.half_window, self.width + 1)
+        parts = -(-lengths // size)
+        context = np.repeat(np.arange(len(lengths)), parts)
+        before = spread(np.zeros_like(parts), parts) * size  # tokens of the context in front of each of its windows
+        sizes = window_sizes(self.per_row * rows, rows, self.width + 1, size)
+        padded = next((count for count in sizes if count >= len(context)), None)
+        of_windows = np.zeros((4, padded or _bucket(len(context))), np.int64)
+        of_windows[0], of_windows[3] = distinct - 1, 1
+        left = np.minimum(lengths[context] - before, size)
+        of_windows[:, : len(context)] = slots[context], firsts[context] + before, left, lengths[context]
+        return ContextWindows(*to_device(of_windows, device), size, padded is None)
 
     def _find(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the split's occurrences in the rows `indices`, and for each the index of its row in `indices`,
@@ -224,6 +266,26 @@ class NoteWords:
         starts = np.asarray(indices, dtype=np.int64) * self.width
         first, stop = (np.searchsorted(self.positions, border) for border in (starts, starts + self.width))
         return spread(first, stop - first), np.repeat(np.arange(len(starts)), stop - first)
+
+
+def window_size(half_window: int, length: int) -> int:
+    """W for rows of `length` tokens."""
+    return min(2 * half_window + PIECES, length - 1)
+
+
+def window_sizes(expected: float, rows: int, length: int, size: int) -> list[int]:
+    """The numbers E to which the windows of a micro-batch are padded, so that there are few distinct shapes: for
+    about 60, 85 and 99 % of the batches. Where even the whole rows cost less, in queries, keys and values of a block
+    (20 of 24 products per query, 4 per key), a number is left out.
+
+    Args:
+        expected: mean number of occurrences in the micro-batch.
+        rows, length: shape of the micro-batch, [B, T].
+        size: W.
+    """
+    spread = 1.3 * math.sqrt(expected)  # a rare word often occurs again soon
+    counts = sorted({8 * math.ceil((expected + more * spread) / 8) for more in (0.25, 1.0, 2.5)})
+    return [count for count in counts if count * (20 * size + 4 * length) < rows * 24 * length]
 
 
 def _bucket(count: int) -> int:

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D width, H heads, K head size, V vocabulary.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -54,9 +54,10 @@ class SiteDropout(nn.Module):
 
 
 PROGRAMS = 1024
-"""Limit of compiled programs of a block in one process. A network has up to five for each class of shapes (training and
-validation of the last block and of the others, and contexts for notes), and a run up to five such classes (the first
-shape, other batch sizes, other lengths, and one row of either); a process may train several networks in sequence."""
+"""Limit of compiled programs of a block in one process. A network has up to eight for each class of shapes (training
+and validation of the last block and of the others, and four sizes of contexts for notes), and a run up to five such
+classes (the first shape, other batch sizes, other lengths, and one row of either); a process may train several networks
+in sequence."""
 
 
 def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
@@ -82,6 +83,35 @@ class AttentionContext:
     """Integer [B, T]; tokens attend only to tokens of the same segment."""
     row_keys: Tensor | None
     """int32 [B], dropout keys of the rows; None without dropout."""
+
+    def of_rows(self, rows: Tensor) -> "AttentionContext":
+        """Inputs of the rows with these indices, int64 [E]."""
+
+        def select_rows(x: Tensor | None, shared: bool = False) -> Tensor | None:
+            return x if x is None or (shared and len(x) == 1) else x.index_select(0, rows)
+
+        return replace(
+            self,
+            bias=select_rows(self.bias, shared=True),
+            rotation=self.rotation and tuple(select_rows(part, shared=True) for part in self.rotation),
+            key_padding=select_rows(self.key_padding),
+            segments=select_rows(self.segments),
+            row_keys=select_rows(self.row_keys),
+        )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Tokens whose hidden states are needed without a gradient, in addition to those with one."""
+
+    rows: Tensor
+    """int64 [E], the row of each window."""
+    tokens: Tensor
+    """int64 [E, W], indices of the window's tokens in its row."""
+    whole_rows: bool
+    """Compute the last block for all tokens of all rows; else for the windows, which is the same but for rounding."""
+    collect: Callable[[Tensor], None]
+    """Called with their hidden states [E, W, D]."""
 
 
 class Attention(nn.Module):
@@ -190,7 +220,7 @@ class Encoder(nn.Module):
         row_keys: Tensor | None = None,
         only: TokenIndex = None,
         edit_words: Callable[[Tensor], Tensor] | None = None,
-        on_hidden: Callable[[Tensor], None] | None = None,
+        windows: Windows | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D], or [B, M, D] of the tokens `only`.
 
@@ -204,7 +234,7 @@ class Encoder(nn.Module):
             row_keys: int32 [B], dropout keys of the rows (`fastbert.randomness.row_keys`); None for no dropout.
             only: tokens whose hidden states are needed, such as slice(1) for [CLS]; the last block computes only those.
             edit_words: maps the word embeddings [B, T, D] to those that are used instead.
-            on_hidden: called with the hidden states of all tokens, [B, T, D] without gradient, also with `only`.
+            windows: further tokens, whose hidden states are passed to `windows.collect`.
 
         Raises:
             ValueError: the sequences are longer than `max_positions`, and the position encoding does not extrapolate.
@@ -232,13 +262,28 @@ class Encoder(nn.Module):
                 run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x = run(x, context, only if index == last else None)
         hidden = x if self.final_norm is None else self.final_norm(x)
-        if on_hidden is not None:
+        if windows is not None:
             with torch.no_grad():  # after the passes with a gradient, because autocast caches the casts of the first
-                if only is not None:
-                    x = block(before, context)
-                    hidden_BTD = x if self.final_norm is None else self.final_norm(x)
-                on_hidden(hidden if only is None else hidden_BTD)
+                windows.collect(self.window_hidden(windows, hidden if only is None else None, before, context))
         return hidden
+
+    def window_hidden(
+        self, windows: Windows, hidden_BTD: Tensor | None, before_BTD: Tensor, context: AttentionContext
+    ) -> Tensor:
+        """Hidden states [E, W, D] of the tokens in `windows`.
+
+        Args:
+            hidden_BTD: hidden states of all tokens; None if only some were computed.
+            before_BTD: input of the last block.
+        """
+        block = self.blocks[-1]
+        if hidden_BTD is not None or windows.whole_rows:
+            x = block(before_BTD, context) if hidden_BTD is None else hidden_BTD
+            x = x.flatten(0, 1)[windows.rows[:, None] * before_BTD.shape[1] + windows.tokens]
+        else:
+            rows = windows.rows
+            x = block(before_BTD.index_select(0, rows), context.of_rows(rows), windows.tokens)
+        return x if self.final_norm is None or hidden_BTD is not None else self.final_norm(x)
 
     def embed(
         self,

@@ -10,7 +10,8 @@ A note is a mean of hidden states. After a LayerNorm their norm is about sqrt(D)
 piece of a word reads its note with the norm |e_i| of its own embedding; no gradient flows through the norm. The
 dictionary itself holds hidden states without scaling.
 
-Shapes: B rows, T tokens, D width, W words in the dictionary; of a batch U words, R occurrences, P pieces.
+Shapes: B rows, T tokens, D width, N words in the dictionary; of a batch U words, R occurrences, P pieces, E windows of
+W tokens.
 """
 
 import hashlib
@@ -20,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbert.data.note_words import Occurrences
+from fastbert.data.note_words import Occurrences, window_size, window_sizes
+from fastbert.model.config import EncoderConfig
+from fastbert.model.encoder import Windows
+from fastbert.model.flops import block_flops
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.training.world import ONE_PROCESS, World
 
@@ -28,10 +32,10 @@ from fastbert.training.world import ONE_PROCESS, World
 class NoteDictionary(nn.Module):
     """The notes, in buffers: saved and restored with the weights, but not updated by the optimizer.
 
-    A step reads and writes the rows of its own words only, so its cost does not depend on W. In an objective:
+    A step reads and writes the rows of its own words only, so its cost does not depend on N. In an objective:
 
         sample      note_tokens = NoteTokens(notes, batch.noted, positions, valid, length)
-        forward     hidden = encoder(..., edit_words=note_tokens.edit); if training: note_tokens.collect(hidden)
+        forward     hidden = encoder(..., edit_words=note_tokens.edit, windows=note_tokens.windows in training)
         after_step  return notes.write([part.note_tokens for part in micro_batches], updated)
     """
 
@@ -63,14 +67,25 @@ class NoteDictionary(nn.Module):
         self.register_buffer("table", table)
         self.register_buffer("writes", torch.zeros(words, dtype=torch.int32))  # number of updates of each note
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # number of notes written at least once
+        if options.center:
+            self.register_buffer("mean", torch.zeros(width))  # running mean of all contexts
 
     def flops(self, tokens: int) -> int:
-        """FLOPs of a step over this many tokens, as an average over the corpus: one multiply-add for each value of the
-        hidden states in the windows, three for each value of a piece that reads a note, two for each that is
-        written."""
+        """FLOPs of the sums of a step over this many tokens, as an average over the corpus: one multiply-add for each
+        value of the hidden states in the windows, three for each value of a piece that reads a note, two for each that
+        is written."""
         windows = self.occurrences_per_token * 2 * self.options.half_window + self.pieces_per_token
         values = windows + 3 * self.pieces_per_token + 2 * self.occurrences_per_token
         return round(tokens * 2 * self.table.shape[1] * values)
+
+    def context_flops(self, config: EncoderConfig, batch: int, length: int) -> int:
+        """FLOPs of the last block, forward, for the contexts of a step over [B, T] in one micro-batch, where the
+        objective computes it for other tokens only. The number of windows is the most frequent one."""
+        size = window_size(self.options.half_window, length)
+        sizes = window_sizes(self.occurrences_per_token * batch * length, batch, length, size)
+        if not sizes:
+            return batch * block_flops(config, length, length)
+        return sizes[0] * block_flops(config, length, size)
 
     @torch.no_grad()
     def write(
@@ -93,13 +108,15 @@ class NoteDictionary(nn.Module):
         where = micro_batches[0].where
         sums = self.table.new_zeros(len(where.words), self.table.shape[1])
         for part in micro_batches:
-            add_rows(sums, part.where.slots, part.contexts)
+            add_rows(sums, part.where.windows.slots, part.contexts)
         sums = world.sum(sums)
         reading = world.sum(sum(part.tokens for part in micro_batches))
         tokens = world.sum(torch.full_like(reading, sum(part.size for part in micro_batches)))
         wrote = (where.counts > 0) & updated
         old = self.table.index_select(0, where.words)
         contexts = sums / where.counts.clamp(min=1)[:, None]
+        if self.options.center:
+            contexts = contexts - self.update_mean(sums, where.counts, updated)
         change = torch.where(wrote[:, None], self.options.gamma * (contexts - old), 0.0)
         self.table.index_add_(0, where.words, change)  # each word occurs once; padding adds zeros
         first = wrote & (self.writes.index_select(0, where.words) == 0)
@@ -112,6 +129,18 @@ class NoteDictionary(nn.Module):
             "notes_norm": (real * (old + change).norm(dim=1)).sum() / real.sum().clamp(min=1),
             "notes_drift": change.norm(dim=1).sum() / real.sum().clamp(min=1),
         }
+
+    def update_mean(self, sums: Tensor, counts: Tensor, updated: Tensor) -> Tensor:
+        """Updates the running mean [D] of all contexts with those of a step, and returns it; the first step sets it.
+
+        Args:
+            sums: [U, D], sums of the contexts of each word.
+            counts: int64 [U], numbers of contexts.
+        """
+        count = counts.sum()
+        weight = torch.where(self.written == 0, 1.0, self.options.gamma) * (updated & (count > 0))
+        self.mean += weight * (sums.sum(0) / count.clamp(min=1) - self.mean)
+        return self.mean
 
 
 class NoteTokens:
@@ -136,6 +165,7 @@ class NoteTokens:
             shown = shown & (before[where.firsts + where.lengths] == before[where.firsts])
         self.shown = shown.index_select(0, where.owners)[:, None]
         """bool [P, 1], true for pieces that read a note."""
+        self.length = length
         self.size = len(positions) * length
         """B T."""
 
@@ -154,18 +184,27 @@ class NoteTokens:
         note = F.normalize(note, dim=1) * pieces.detach().norm(dim=1, keepdim=True)
         # Differences are added, because padding points to the first [CLS]: it adds zero there.
         weight = self.shown.to(note.dtype) * notes.options.mix
+        if (half := notes.options.half_writes) is not None:
+            writes = notes.writes.index_select(0, rows)[:, None]
+            weight = weight * (writes / (writes + half).clamp(min=1e-9))
         return flat.index_add(0, where.tokens, (weight * (note - pieces)).to(flat.dtype)).view_as(words_BTD)
 
+    @property
+    def windows(self) -> Windows:
+        """The tokens whose hidden states are averaged."""
+        where = self.where.windows
+        offset = torch.arange(where.size, device=where.firsts.device)
+        inside = torch.minimum(offset, (where.lengths - 1).clamp(min=0)[:, None])
+        tokens = (where.firsts % self.length)[:, None] + inside
+        return Windows(where.firsts // self.length, tokens, where.whole_rows, self.collect)
+
     @torch.no_grad()
-    def collect(self, hidden_BTD: Tensor) -> None:
-        """Stores the mean of the hidden states [B, T, D] in the window of each occurrence."""
-        where = self.where
-        flat = hidden_BTD.flatten(0, 1).to(self.notes.table.dtype)
-        offset = torch.arange(where.longest_window, device=flat.device)
-        inside = offset < where.window_lengths[:, None]
-        tokens = where.window_firsts[:, None] + torch.where(inside, offset, 0)
-        sums = F.embedding_bag(tokens, flat, mode="sum", per_sample_weights=inside.to(flat.dtype))
-        self.contexts = sums / where.window_lengths.clamp(min=1)[:, None]
+    def collect(self, hidden_EWD: Tensor) -> None:
+        """Stores the part of the mean of a context's hidden states that each window [E, W, D] contributes."""
+        where = self.where.windows
+        inside = torch.arange(where.size, device=hidden_EWD.device) < where.lengths[:, None]
+        hidden_EWD = hidden_EWD.to(self.notes.table.dtype)
+        self.contexts = (hidden_EWD * inside[:, :, None]).sum(1) / where.totals[:, None]
 
 
 def add_rows(into: Tensor, index: Tensor, rows: Tensor) -> None:

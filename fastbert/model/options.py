@@ -132,10 +132,15 @@ class NoteDictionaryOptions:
     """Maximum number of occurrences of a word with a note. Prepared data must list these words: --rare-min and
     --rare-max of `fastbert prepare`."""
     fraction: Part = 0.2
-    """Fraction of the sequences that contain a word with a note: words between the two counts are selected, in a fixed
-    random order, until it is reached."""
+    """Fraction of the text, in segments of 25 words, that contains a word with a note: words between the two counts are
+    selected, in a fixed random order, until it is reached. It does not depend on the length of a sequence."""
     initial_std: NotNegative = 0.02
     """Standard deviation of the initial values of notes; 0 starts from zeros."""
+    center: bool = False
+    """Subtract the running mean of all contexts from each context before it is written."""
+    half_writes: NotNegative | None = None
+    """Number of updates after which a note has half of its weight: mix n / (n + half_writes) after n updates; 0 only
+    leaves out notes that have not been written (default: a constant weight from the start)."""
     leak: bool = False
     """Read the note of a word even if pieces of it are masked, although the note reveals them (an ablation)."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.encoder import Encoder
-from fastbert.model.flops import TRAINING, block_flops, encoder_flops, mlm_head_flops
+from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
 from fastbert.model.heads import MLMHead
 from fastbert.objectives.examples import fill_in
 from fastbert.objectives.objective import MaskedInputs, Metric, Objective
@@ -73,8 +73,7 @@ class MLM(Objective):
         networks = TRAINING * (encoder + mlm_head_flops(self.config, batch * masked))
         if self.notes is None:
             return networks
-        contexts = batch * block_flops(self.config, length, length)  # the last block for all tokens, forward only
-        return networks + contexts + self.notes.flops(batch * length)
+        return networks + self.notes.context_flops(self.config, batch, length) + self.notes.flops(batch * length)
 
     def examples(self, stream: Stream, vocabulary: WordPiece, length: int) -> tuple[str, list[str]]:
         heading = "Held-out sentences, the masked word in brackets, and the model's guesses"

@@ -158,7 +158,7 @@ class Objective(nn.Module, ABC):
             row_keys=inputs.dropout_keys,
             only=only,
             edit_words=notes.edit if notes else None,
-            on_hidden=notes.collect if notes and self.training else None,
+            windows=notes.windows if notes and self.training else None,
         )
 
     @property

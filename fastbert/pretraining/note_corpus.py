@@ -98,7 +98,7 @@ def find_note_words(
     Raises:
         UserError: the corpus has no such words, or they were not listed when it was prepared.
     """
-    row_of_word = choose_words(dataset, options.min_count, options.max_count, options.fraction, length)
+    row_of_word = choose_words(dataset, options.min_count, options.max_count, options.fraction)
     counts = dataset.rare_counts[row_of_word >= 0]
     return NoteCorpus(
         options,

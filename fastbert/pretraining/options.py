@@ -38,7 +38,7 @@ MEASUREMENTS = ("source", "pll", "pairs")  # of `fastbert evaluate`
 PLL_FORMS = ("salazar", "word-l2r")
 _READ_BY = {
     **dict.fromkeys(("max_tokens", "mask_rate"), ("source",)),
-    **dict.fromkeys(("column", "length"), ("source", "pll")),
+    "column": ("source", "pll"),
     "sentences": ("pll",),
     **dict.fromkeys(("pll_form", "out"), ("pll", "pairs")),
 }
@@ -267,7 +267,8 @@ class EvaluateOptions:
     """Column of the text in a table; in JSON, its field."""
     length: Length | None = None
     """Tokens per sequence, [CLS] included (default: the model's positions, at most 512). More than the positions need a
-    position encoding that extrapolates. --pll cuts longer sentences between words; --pairs scores whole sentences."""
+    position encoding that extrapolates. --pll cuts longer sentences between words; --pairs leaves out pairs with a
+    longer sentence (default: none)."""
     max_tokens: Count = 1_000_000
     """Tokens of --source to read, in whole documents from the beginning of the text."""
     mask_rate: MaskRate = 0.15

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.data.batches import PackedRows, TrainingBatches
-from fastbert.data.note_words import NoteWords, choose_words
+from fastbert.data.encoding import word_starts
+from fastbert.data.note_words import NoteWords, Occurrences, choose_words, segment_tokens
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.rare import RareWords
 from fastbert.data.shards import open_dataset
@@ -103,7 +104,7 @@ def test_occurrences_equal_a_search_by_hand(documents, length, half_window, coin
         here = batch.noted
         real = len(expected)
         assert len(here.lengths) % 64 == len(here.tokens) % 64 == len(here.words) % 64 == 0
-        assert (here.lengths[real:] == 0).all() and (here.window_lengths[real:] == 0).all() and len(here.lengths) > real
+        assert (here.lengths[real:] == 0).all() and len(here.lengths) > real
         found = zip(
             *(
                 part[:real].tolist()
@@ -111,24 +112,38 @@ def test_occurrences_equal_a_search_by_hand(documents, length, half_window, coin
                     here.firsts // length,
                     here.firsts % length,
                     here.lengths,
-                    here.window_firsts - here.firsts // length * length,
-                    here.window_firsts - here.firsts // length * length + here.window_lengths,
                     here.words[here.slots],
                 )
             ),
             strict=True,
         )
-        assert list(found) == expected
+        assert list(found) == [(*word, number) for *word, _, _, number in expected]
+        check_windows(here, expected, length)
         pieces = [
             (row * length + first + i, n) for n, (row, first, size, *_) in enumerate(expected) for i in range(size)
         ]
         assert list(zip(here.tokens.tolist(), here.owners.tolist(), strict=True))[: len(pieces)] == pieces
         assert (here.lengths[here.owners[len(pieces) :]] == 0).all()
         assert (here.counts[here.slots[real:]] == 0).all()
-        assert here.longest_window >= here.window_lengths.max()
     words, counts = np.unique(seen, return_counts=True) if seen else ([], [])
     assert here.words[: len(words)].tolist() == list(words) and here.counts[: len(words)].tolist() == list(counts)
     assert not here.counts[len(words) :].any() and len(here.counts) > len(words)
+
+
+def check_windows(here: Occurrences, expected: list[tuple], length: int) -> None:
+    """Windows of one word after another are its context, in order; the padding has other slots."""
+    windows, found = here.windows, []
+    given = (part.tolist() for part in (windows.slots, windows.firsts, windows.lengths, windows.totals))
+    for slot, first, size, total in zip(*given, strict=True):
+        assert size <= windows.size and total >= max(size, 1) and size + (slot == len(here.words) - 1) > 0
+        if size and found and found[-1][1] < found[-1][2]:  # the next part of the same context
+            assert (slot, total) == found[-1][::3] and first == found[-1][1]
+            found[-1] = (slot, first + size, *found[-1][2:])
+        elif size:
+            found.append((slot, first + size, first + total, total))
+    contexts = [(int(here.words[slot]), stop, total) for slot, stop, _, total in found]
+    assert contexts == [(word, row * length + stop, stop - start) for row, _, _, start, stop, word in expected]
+    assert not here.counts[windows.slots[windows.lengths == 0]].any()
 
 
 def test_every_whole_occurrence_is_read_in_an_epoch() -> None:
@@ -153,54 +168,61 @@ def test_without_notes_a_batch_has_no_occurrences(prepared: Path) -> None:
     assert rows.read(np.arange(2), np.arange(2), CPU).noted is None
 
 
-def touched(dataset, chosen: np.ndarray, length: int) -> set[int]:
-    """Rows that contain a whole chosen word, found one occurrence at a time."""
+def touched(dataset, chosen: np.ndarray) -> set[int]:
+    """Segments of 25 words in which a chosen word begins, found one occurrence at a time."""
     stream = dataset.split("train")
-    width = length - 1
     rare = stream.rare(0, len(stream))
-    rows = set()
-    for position, size, word in zip(rare.positions, rare.lengths, rare.words, strict=True):
-        row = int(position) // width
-        if chosen[word] and row == (int(position) + int(size) - 1) // width and row < len(stream) // width:
-            rows.add(row)
-    return rows
+    width = segment_tokens(dataset)
+    return {int(at) // width for at, word in zip(rare.positions, rare.words, strict=True) if chosen[word]}
 
 
-@pytest.mark.parametrize("length", [16, 33])
 @pytest.mark.parametrize("fraction", [0.01, 0.2, 0.6])
-def test_words_are_selected_until_the_fraction_is_reached(prepared: Path, fraction: float, length: int) -> None:
+def test_words_are_selected_until_the_fraction_is_reached(prepared: Path, fraction: float) -> None:
     dataset = open_dataset(prepared)
-    rows = len(dataset.split("train")) // (length - 1)
-    row_of_word = choose_words(dataset, 50, 500, fraction, length)
+    stream = dataset.split("train")
+    segments = -(-len(stream) // segment_tokens(dataset))
+    words = len(word_starts(stream.read(0, len(stream)), dataset.wordpiece.continuing))
+    assert words / segments == pytest.approx(25, rel=0.05)
+    row_of_word = choose_words(dataset, 50, 500, fraction)
     chosen = row_of_word >= 0
     assert row_of_word[chosen].tolist() == list(range(chosen.sum()))
-    covered = touched(dataset, chosen, length)
-    assert len(covered) >= fraction * rows
+    assert len(touched(dataset, chosen)) >= fraction * segments
     # The set is minimal in the order of the hashes: without its last word the fraction is not reached.
     fewer = []
     for word in np.flatnonzero(chosen):
         without = chosen.copy()
         without[word] = False
-        fewer.append(len(touched(dataset, without, length)))
-    assert min(fewer) < fraction * rows
-    assert np.array_equal(row_of_word, choose_words(open_dataset(prepared), 50, 500, fraction, length))
-    more = choose_words(dataset, 50, 500, min(1.0, 2 * fraction), length) >= 0
+        fewer.append(len(touched(dataset, without)))
+    assert min(fewer) < fraction * segments
+    assert np.array_equal(row_of_word, choose_words(open_dataset(prepared), 50, 500, fraction))
+    more = choose_words(dataset, 50, 500, min(1.0, 2 * fraction)) >= 0
     assert (more | ~chosen).all() and more.sum() >= chosen.sum() + (fraction == 0.2)
-    index = NoteWords(dataset.split("train"), row_of_word, length, 4)
-    assert (index.rows, index.rows_touched) == (rows, len(covered))
+
+
+def test_the_fraction_of_tokens_with_notes_does_not_depend_on_the_length(prepared: Path) -> None:
+    """But for the words that the ends of rows cut."""
+    dataset = open_dataset(prepared)
+    row_of_word = choose_words(dataset, 50, 500, 0.2)
+    fractions, rows = [], []
+    for length in (32, 64, 128, 512):
+        index = NoteWords(dataset.split("train"), row_of_word, length, 4)
+        fractions.append(index.tokens / (index.rows * index.width))
+        rows.append(index.rows_touched / index.rows)
+    assert fractions == pytest.approx([fractions[-1]] * 4, rel=0.08)
+    assert rows[0] < 0.3 and rows[-1] > 0.75  # of the sequences
 
 
 def test_only_words_of_the_range_are_selected(prepared: Path) -> None:
     dataset = open_dataset(prepared)
-    everything = choose_words(dataset, 50, 500, 1.0, 32) >= 0
+    everything = choose_words(dataset, 50, 500, 1.0) >= 0
     assert everything.all()
-    selected = choose_words(dataset, 60, 100, 1.0, 32) >= 0
+    selected = choose_words(dataset, 60, 100, 1.0) >= 0
     assert np.array_equal(selected, (dataset.rare_counts >= 60) & (dataset.rare_counts <= 100)) and selected.any()
 
 
 def test_a_range_that_was_not_prepared(prepared: Path) -> None:
     with pytest.raises(UserError, match=r"20 to 600 times.*50 to 500 times.*--rare-min 20 --rare-max 600"):
-        choose_words(open_dataset(prepared), 20, 600, 0.2, 32)
+        choose_words(open_dataset(prepared), 20, 600, 0.2)
 
 
 def test_a_range_without_words_suggests_one_with_words(prepared: Path) -> None:
@@ -210,7 +232,7 @@ def test_a_range_without_words_suggests_one_with_words(prepared: Path) -> None:
     with pytest.raises(
         UserError, match=rf"{len(dataset.rare_words)} words occur 53 to 160 times: --notes.min-count 53"
     ) as error:
-        choose_words(dataset, 53, 80, 0.2, 32)
+        choose_words(dataset, 53, 80, 0.2)
     assert "--rare-min" not in str(error.value)
 
 
@@ -221,8 +243,8 @@ def test_a_corpus_without_rare_words_suggests_a_range(tmp_path: Path) -> None:
     dataset = open_dataset(prepare(options))
     count = 6 * dataset.record["splits"]["train"]["documents"]
     with pytest.raises(UserError) as error:
-        choose_words(dataset, 50, 500, 0.2, 8)
+        choose_words(dataset, 50, 500, 0.2)
     low, high = (int(word) for word in str(error.value).split("--notes.min-count ")[1].split(" --notes.max-count "))
     assert low <= count <= high and "2 words occur" in str(error.value)
     again = replace(options, out=str(tmp_path / "again"), rare_min=low, rare_max=high)
-    assert (choose_words(open_dataset(prepare(again)), low, high, 0.2, 8) >= 0).any()  # its advice helps
+    assert (choose_words(open_dataset(prepare(again)), low, high, 0.2) >= 0).any()  # its advice helps

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from fastbert.errors import UserError
 from fastbert.model.config import SIZES, EncoderConfig
-from fastbert.model.encoder import Encoder, SiteDropout, initialize
+from fastbert.model.encoder import Encoder, SiteDropout, Windows, initialize
 from fastbert.model.flops import encoder_flops, encoder_parameters, mlm_head_flops
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.model.kernel_choice import KERNELS
@@ -139,16 +139,27 @@ def test_each_dropout_has_its_own_probability() -> None:
     assert {block.attention.dropout_p for block in encoder.blocks} == {0.1}
 
 
+@pytest.mark.parametrize("position", ["absolute", "tupe-r", "rope"])
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_on_hidden_gets_the_hidden_states_of_all_tokens(norm: str) -> None:
-    """Also if only a part of the tokens is selected."""
-    encoder = Encoder(dataclasses.replace(SMALL, norm=norm).resolve(50, 9)).double()
-    ids, shown = torch.arange(18).view(2, 9), []
+def test_windows_get_the_hidden_states_of_all_tokens(norm: str, position: str) -> None:
+    """Also if only a part of the tokens is selected, with dropout and several documents in a row."""
+    encoder = Encoder(dataclasses.replace(SMALL, norm=norm, position=position, dropout=0.5).resolve(50, 9)).double()
+    initialize(encoder, 0, 0.3)
+    given = {
+        "input_ids": torch.arange(18).view(2, 9),
+        "document_ids": torch.tensor([[0] * 4 + [1] * 5, [0] * 9]),
+        "position_ids": torch.tensor([[*range(4), *range(1, 6)], [*range(9)]]),
+        "row_keys": torch.tensor([7, 8], dtype=torch.int32),
+    }
+    expected = encoder(**given)
+    rows, tokens, found = torch.tensor([1, 0, 1]), torch.tensor([[2, 3, 4], [0, 8, 5], [7, 7, 7]]), []
     for only in (None, slice(1), torch.tensor([[5], [3]])):
-        encoder(ids, only=only, on_hidden=shown.append)
-    for hidden in shown:
-        torch.testing.assert_close(hidden, encoder(ids), rtol=1e-12, atol=1e-12)
-    assert len(shown) == 3
+        for whole_rows in (False, True):
+            encoder(**given, only=only, windows=Windows(rows, tokens, whole_rows, found.append))
+    for hidden in found:
+        torch.testing.assert_close(hidden, expected[rows[:, None], tokens], rtol=1e-12, atol=1e-12)
+        assert not hidden.requires_grad
+    assert len(found) == 6
 
 
 def test_initial_values_depend_on_name_and_seed_alone() -> None:

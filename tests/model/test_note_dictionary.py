@@ -1,5 +1,7 @@
 """The dictionary against one written out by hand in float64, and what must not change where notes do nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ class Text:
         while len(tokens) < 2000:
             starts.append(len(tokens))
             for _ in range(random.integers(1, 40)):
-                word = NOTED[random.integers(len(NOTED))] if random.random() < 0.15 else (int(random.integers(10, 13)),)
+                word = NOTED[random.integers(len(NOTED))] if random.random() < 0.07 else (int(random.integers(10, 13)),)
                 if word in NOTED:
                     occurrences.append((len(tokens), len(word), NOTED.index(word)))
                 tokens += word
@@ -67,11 +69,11 @@ class Text:
         return RareWords(*(column[here] for column in self.occurrences))
 
 
-def batches(micro: int, document_mask: bool = False, half_window: int = K) -> TrainingBatches:
+def batches(micro: int, document_mask: bool = False, half_window: int = K, rows: int = ROWS) -> TrainingBatches:
     text = Text()
     noted = NoteWords(text, np.arange(len(NOTED), dtype=np.int32), T, half_window)
-    rows = PackedRows(text, T, CLS, SEP, document_mask, noted)
-    return TrainingBatches({T: rows}, BatchPlan.constant(ROWS, T), micro, 3, CPU)
+    packed = PackedRows(text, T, CLS, SEP, document_mask, noted)
+    return TrainingBatches({T: packed}, BatchPlan.constant(rows, T), micro, 3, CPU)
 
 
 def build(options: NoteDictionaryOptions | None, dropout: float = 0.0, masks: MLMOptions | None = None) -> MLM:
@@ -98,7 +100,7 @@ class Seen:
     @torch.no_grad()
     def whole(self, encoder: Encoder, given: tuple, named: dict, _: Tensor) -> None:
         """The hidden states of all tokens, from a pass of its own."""
-        self.outputs.append(encoder.forward(*given, **named | {"only": None, "on_hidden": None}))
+        self.outputs.append(encoder.forward(*given, **named | {"only": None, "windows": None}))
         self.inputs.pop()
 
 
@@ -139,6 +141,7 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
     theirs = {number: note.clone() for number, note in enumerate(objective.notes.table)}
     met: set[int] = set()
     again_within = again_across = hidden = at_border = 0
+    whole_rows: set[bool] = set()
     for number in range(10):
         embedding = objective.encoder.words.weight.detach().clone()
         parts = list(batches(micro, document_mask).at(number))
@@ -179,12 +182,14 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
             norm.append(new.norm())
             theirs[word] = new
         met |= contexts.keys()
+        whole_rows |= {part.note_tokens.where.windows.whole_rows for part in inputs}
         torch.testing.assert_close(objective.notes.table, torch.stack([*theirs.values()]), rtol=1e-11, atol=1e-12)
         assert measured["notes_words"].item() == pytest.approx(len(met) / len(NOTED))
         assert measured["notes_tokens"].item() == pytest.approx(got / (ROWS * T))
         assert measured["notes_norm"].item() == pytest.approx(torch.stack(norm).mean().item())
         assert measured["notes_drift"].item() == pytest.approx(torch.stack(drift).mean().item())
     assert again_within and at_border and (hidden or leak) and (again_across or micro == ROWS)
+    assert whole_rows == ({False, True} if micro == ROWS else {True})
 
 
 def test_accumulation_changes_the_order_of_sums_only() -> None:
@@ -293,26 +298,63 @@ def test_zero_notes_are_read_without_a_division_by_zero() -> None:
 
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_products_are_those_that_torch_counts(whole_word: bool) -> None:
-    """The contexts' block among them, once forward; what notes add besides are sums."""
+    """Those of the last block for the contexts among them, once forward; all others of notes are sums."""
     objective = build(NoteDictionaryOptions(half_window=K), masks=MLMOptions(mask_rate=0.2, whole_word=whole_word))
+    objective.notes = dictionary()
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
-    inputs = objective.sample(next(iter(batches(8).at(0))), 0, 0)
-    with FlopCounterMode(display=False) as counter:
+    least = objective.flops(ROWS, T) - objective.notes.context_flops(objective.config, ROWS, T)
+    block = encoder_flops(objective.config, 9, T) - encoder_flops(objective.config, 1, T)  # of all tokens
+    counted: dict[bool, set[int]] = {False: set(), True: set()}
+    for number in range(10):
+        inputs = objective.sample(next(iter(batches(8).at(number))), 0, number)
+        with FlopCounterMode(display=False) as counter:
+            objective(inputs)["mlm"].backward()
+        assert inputs.note_tokens.contexts.abs().sum() > 0
+        contexts = counter.get_total_flops() - least + objective.notes.flops(ROWS * T)
+        counted[inputs.note_tokens.where.windows.whole_rows].add(contexts)
+    assert counted == {False: {objective.notes.context_flops(objective.config, ROWS, T)}, True: {block}}
+
+
+def dictionary() -> NoteDictionary:
+    """A dictionary with the frequencies of the text."""
+    rows = batches(8).rows[T]
+    noted, tokens = rows.noted, len(rows) * T
+    options, frequencies = NoteDictionaryOptions(half_window=K), (len(noted.positions) / tokens, noted.tokens / tokens)
+    return NoteDictionary(options, len(NOTED), 16, 0, *frequencies)
+
+
+def test_few_programs_are_compiled_for_any_number_of_occurrences() -> None:
+    """The numbers of windows are 24, 32, or that of whole rows; the last two are the variable and the last program."""
+    torch.compiler.reset()
+    objective = build(NoteDictionaryOptions(half_window=K))
+    objective.encoder.kernels = KERNELS["reference"]
+    programs, sizes, after = [], [], []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph
+
+    objective.encoder.blocks[0].compile(backend=backend)
+    for number in range(16):
+        inputs = objective.sample(next(iter(batches(24, rows=24).at(number))), 0, number)
+        where = inputs.note_tokens.where
+        if number in (6, 12):  # as with more occurrences than the largest number
+            inputs.note_tokens.where = replace(where, windows=replace(where.windows, whole_rows=True))
         objective(inputs)["mlm"].backward()
-    assert inputs.note_tokens.contexts.abs().sum() > 0
-    assert counter.get_total_flops() == objective.flops(ROWS, T) - objective.notes.flops(ROWS * T)
+        sizes.append("rows" if number in (6, 12) else len(where.windows.firsts))
+        after.append(len(programs))
+    assert set(sizes[:6]) == {24, 32}
+    assert after[6:] == [4] * 10  # of the masked positions, of 24 windows, of any number, of whole rows
 
 
 def test_flops_are_those_of_the_text() -> None:
     """The mean over the text, borders of windows left out."""
     rows = batches(8).rows[T]
     noted, tokens = rows.noted, len(rows) * T
-    notes = NoteDictionary(
-        NoteDictionaryOptions(half_window=K), len(NOTED), 16, 0, len(noted.positions) / tokens, noted.tokens / tokens
-    )
+    notes = dictionary()
     every = noted.read(np.arange(len(rows)), noted.step_words(np.arange(len(rows))), CPU)
     whole = (every.lengths + 2 * K)[every.lengths > 0].sum().item()
-    assert every.window_lengths.sum() < whole
+    assert every.windows.lengths.sum() < whole
     expected = 2 * 16 * (whole + 3 * noted.tokens + 2 * len(noted.positions))
     assert notes.flops(tokens) == pytest.approx(expected, rel=1e-6) and expected > 0
     plain, objective = build(None), build(NoteDictionaryOptions())
@@ -321,9 +363,8 @@ def test_flops_are_those_of_the_text() -> None:
     assert plain.flops(8, T) == TRAINING * (
         encoder_flops(plain.config, 8, T, last=masked) + mlm_head_flops(plain.config, 8 * masked)
     )
-    # The block of all tokens, which windows may have any of; this encoder has but one, and no position bias of FLOPs.
-    block = encoder_flops(plain.config, 9, T) - encoder_flops(plain.config, 1, T)
-    assert objective.flops(8, T) - plain.flops(8, T) - block == notes.flops(8 * T) > 0
+    contexts = notes.context_flops(plain.config, 8, T)
+    assert objective.flops(8, T) - plain.flops(8, T) - contexts == notes.flops(8 * T) > 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastbert.data.batches import documents_of
 from fastbert.data.tokenizer import WordPiece
+from fastbert.model.encoder import Windows
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.evaluation import evaluate
@@ -227,15 +228,17 @@ def test_both_networks_read_notes_and_the_main_one_writes_them(name: str) -> Non
             self.widths.append(words.shape[-1])
             return words.roll(1, 1)
 
-        def collect(self, hidden: torch.Tensor) -> None:
-            self.collected.append(hidden.shape)
+        @property
+        def windows(self) -> Windows:
+            tokens = torch.arange(6).view(2, 3)
+            return Windows(torch.tensor([3, 1]), tokens, False, lambda hidden: self.collected.append(hidden.shape))
 
     objective = build(name, "tupe-a")
     inputs = objective.sample(batch(), 0, 0)
     with_notes = replace(inputs, note_tokens=Shifted())
     for network in (objective.generator_hidden, lambda given: objective.encode(given, given.original)):
         assert (network(inputs) - network(with_notes)).abs().max() > 1e-3
-    assert Shifted.widths == [32, 32] and Shifted.collected == [(4, 16, 32)]
+    assert Shifted.widths == [32, 32] and Shifted.collected == [(2, 3, 32)]
     objective.eval().encode(with_notes, with_notes.original)
     assert len(Shifted.widths) == 3 and len(Shifted.collected) == 1  # a validation reads them alone
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.data.batches import Batch
-from fastbert.data.note_words import Occurrences
+from fastbert.data.note_words import ContextWindows, Occurrences
 from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.note_dictionary import NoteDictionary
@@ -314,16 +314,19 @@ def test_the_guard_of_this_test_works() -> None:
 @pytest.mark.parametrize(
     ("position", "optimizer"), [("absolute", "adamw"), ("tupe-r", "adamw"), ("tupe-r", "muon"), ("tupe-r", "lamb")]
 )
-@pytest.mark.parametrize("with_notes", [False, True])
-def test_a_step_waits_for_nothing(position: str, optimizer: str, whole_word: bool, with_notes: bool) -> None:
+@pytest.mark.parametrize(("with_notes", "whole_rows"), [(False, False), (True, False), (True, True)])
+def test_a_step_waits_for_nothing(
+    position: str, optimizer: str, whole_word: bool, with_notes: bool, whole_rows: bool
+) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"))
     config = EncoderOptions(layers=1, width=16, heads=2, position=position).resolve(8, 12)
-    notes = NoteDictionary(NoteDictionaryOptions(), 3, 16, 0) if with_notes else None
+    notes = NoteDictionary(NoteDictionaryOptions(center=True, half_writes=1), 3, 16, 0) if with_notes else None
     objective = MLM(config, MLMOptions(whole_word=whole_word), words, notes=notes).train()
     optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(optimizer), "cpu")
     # Word 2 of the dictionary at position 3 of the first row, two pieces long, and padding.
-    arrays = ([2, 0], [1, 0], [0, 1], [3, 0], [2, 0], [1, 0], [6, 0], [3, 4, 0], [0, 0, 1])
-    noted = Occurrences(*map(torch.tensor, arrays), longest_window=8)
+    arrays = ([2, 0], [1, 0], [0, 1], [3, 0], [2, 0], [3, 4, 0], [0, 0, 1])
+    windows = ContextWindows(*map(torch.tensor, ([0, 1], [1, 0], [6, 0], [6, 1])), 8, whole_rows)
+    noted = Occurrences(*map(torch.tensor, arrays), windows)
     batch = Batch(torch.randint(5, 8, (4, 12)), torch.arange(4), noted=noted)
     lagged = LaggedScalars()
     with NoWaiting():

@@ -3,17 +3,20 @@ start."""
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fastbert.config import digest, leaves, load_yaml
 from fastbert.data.shards import open_dataset
+from fastbert.errors import UserError
 from fastbert.pretraining import note_corpus
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.training.hardware import describe_machine, memory
@@ -145,6 +148,38 @@ def test_other_notes_are_another_experiment(finished, capsys) -> None:
         assert printed in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(finished["off"]), "--notes.gamma", "0.5"]) == 0  # idle there
     assert rows(finished["on"]) == before
+
+
+def test_the_loss_near_notes(finished) -> None:
+    """Where the weight is 0, other notes change nothing; the positions near words are those of a search."""
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "loss_near_notes.py"))
+    setup, objective = script["load"](str(finished["on"]))
+    losses = script["measure"](setup, objective, 40)
+    assert losses.masked.sum() > 100 and (losses.values[~losses.masked] == 0).all()
+    assert losses.values[losses.masked].mean() == pytest.approx(6.3, abs=0.4)
+    words = setup.note_corpus.split["validation", 32]
+    near, inside = script["neighbors"](words, losses, 3)
+    expected = np.zeros_like(near), np.zeros_like(inside)
+    for at, row in enumerate(losses.rows):
+        masked = losses.positions[at][losses.masked[at]]
+        for first, size in zip(words.positions - row * 31 + 1, words.lengths.astype(int), strict=True):
+            if 1 <= first < 32:
+                distance = np.maximum(first - losses.positions[at], losses.positions[at] - (first + size - 1))
+                expected[1][at] |= distance <= 0
+                expected[0][at] |= (distance <= 3) & (not ((masked >= first) & (masked < first + size)).any())
+    assert np.array_equal(near, expected[0]) and np.array_equal(inside, expected[1]) and near.sum() > inside.sum() > 5
+    baseline = script["measure"](*script["load"](str(finished["off"])), 40)
+    unchanged = "+0.0000 ± 0.0000"
+    assert script["compare"](baseline, str(finished["zero"]), 40, 16)[6:9] == [unchanged] * 3
+    assert script["compare"](baseline, str(finished["on"]), 40, 16)[8] != unchanged  # without notes
+    notes, others = (
+        objective.notes.table,
+        {name: f(objective.notes.table) for name, f in script["altered"](objective).items()},
+    )
+    assert torch.equal(others["shuffled"].sort(0)[0], notes.sort(0)[0]) and not torch.equal(others["shuffled"], notes)
+    assert others["mean"].std(0).max() < 1e-6 < notes.std(0).min()
+    with pytest.raises(UserError, match="has no note dictionary"):
+        script["compare"](baseline, str(finished["off"]), 40, 16)
 
 
 def refused(flags: list[str], tmp_path: Path, capsys) -> str:

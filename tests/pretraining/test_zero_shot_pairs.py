@@ -323,6 +323,14 @@ def test_long_sentences(bert, tupe, capsys, tmp_path) -> None:
     printed = capsys.readouterr()
     assert "often with a higher loss; 1 of 3 sentences are longer\n" in printed.err
     assert "2 pairs in 1 paradigm\n" in printed.out
+    assert main(["evaluate", "--model", str(bert), "--pairs", str(file), "--length", "21", *FP32]) == 0
+    printed = capsys.readouterr()
+    assert "1 of 2 pairs have a sentence of more than 21 tokens and are left out" in printed.err
+    assert "1 pair in 1 paradigm\n" in printed.out
+    assert measured(capsys, "--model", tupe, "--pairs", file, "--length", "22")["count"] == 2
+    assert "all pairs have a sentence of more than 3 tokens" in refused(
+        capsys, "--model", bert, "--pairs", file, "--length", "3"
+    )
     model = AutoModelForMaskedLM.from_pretrained(tupe, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(tupe, trust_remote_code=True)
     expected = plain_score(model, tokenizer, "the " * 20, "salazar")

@@ -38,7 +38,7 @@ CASES = [
     (pairs("'pairs/*.jsonl'"), "pairs/*.jsonl are a pattern; give the folder, of which all .jsonl files are read"),
     ("evaluate --model model --pll pairs", "pairs is a folder; name its files, for example 'pairs/*.jsonl'"),
     (pairs("pairs --sentences 10"), "--sentences has no effect with --pairs; leave it out (it is for --pll)"),
-    (pairs("pairs --length 64"), "--length has no effect with --pairs; leave it out (it is for --source and --pll)"),
+    (pairs("pairs --column words"), "--column has no effect with --pairs; leave it out (it is for --source and --pll)"),
     (pairs("pairs --mask-rate 0.3"), "--mask-rate has no effect with --pairs; leave it out (it is for --source)"),
     ("evaluate --model model --source text.txt --pll-form word-l2r", "--pll-form has no effect with --source; leave"),
     ("evaluate --model model --source text.txt --out scores.jsonl", "--out has no effect with --source; leave it out"),

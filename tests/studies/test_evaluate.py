@@ -255,9 +255,10 @@ def test_an_evaluation_is_what_defines_its_result(evaluated, tmp_path) -> None:
     for changes in ({"pll_form": "word-l2r"}, {"machine": {"precision": "bf16"}}):
         assert not set(ids(evaluate=data | changes)) & set(before)
     assert not set(ids(evaluate=data, threads=2)) & set(before)
-    for changes in ({"sentences": 1}, {"length": 12}):
-        pairs, pll = ids(evaluate=data | changes)
-        assert pairs == before[0] and pll != before[1]
+    pairs, pll = ids(evaluate=data | {"sentences": 1})
+    assert pairs == before[0] and pll != before[1]
+    pairs, pll = ids(evaluate=data | {"length": 12})
+    assert pairs != before[0] and pll != before[1]
     (tmp_path / "pairs" / "verb.jsonl").unlink()
     assert ids()[0] != before[0] and ids()[1] == before[1]
 

@@ -31,8 +31,8 @@ def measure_pairs(options: EvaluateOptions) -> dict[str, Any]:
         UserError: no model or no pairs; a sentence that is longer than the positions; scores that are not finite.
     """
     began = time.monotonic()
-    pairs = read_pairs(options.pairs)
     scorer = open_scorer(options)
+    pairs = short_pairs(scorer, read_pairs(options.pairs), options.length)
     sentences, index = distinct_sentences(scorer, pairs)
     scores = sentence_scores(scorer, sentences, options)
     if options.out is not None:
@@ -48,6 +48,24 @@ def measure_pairs(options: EvaluateOptions) -> dict[str, Any]:
         "other_scores": {name: accuracies(pairs, outcomes(scores[name], index))["accuracy"] for name in others},
         "seconds": time.monotonic() - began,
     }
+
+
+def short_pairs(scorer: Scorer, pairs: Sequence[Pair], length: int | None) -> Sequence[Pair]:
+    """The pairs without those that have a sentence of more than `length` tokens, special tokens included.
+
+    Raises:
+        UserError: none is left.
+    """
+    if length is None:
+        return pairs
+    texts = list(dict.fromkeys(text for pair in pairs for text in (pair.good, pair.bad)))
+    tokens = {text: len(sentence(one).ids) for text, one in zip(texts, encoded(scorer, texts), strict=True)}
+    found = [pair for pair in pairs if max(tokens[pair.good], tokens[pair.bad]) <= length]
+    if not found:
+        raise UserError(f"all pairs have a sentence of more than {length} tokens; raise --length")
+    if left_out := len(pairs) - len(found):
+        warn(f"{left_out:,} of {len(pairs):,} pairs have a sentence of more than {length} tokens and are left out")
+    return found
 
 
 def distinct_sentences(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[list[Sentence], np.ndarray]:

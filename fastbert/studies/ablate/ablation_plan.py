@@ -25,7 +25,7 @@ from fastbert.pretraining.setup import (
     prepare_setup,
     tokenizer_to_prepare,
 )
-from fastbert.pretraining.zero_shot.pairs import distinct_sentences
+from fastbert.pretraining.zero_shot.pairs import distinct_sentences, short_pairs
 from fastbert.pretraining.zero_shot.scorer import Scorer
 from fastbert.studies.ablate.comparability import incomparable, without_masked_head
 from fastbert.studies.ablate.costs import MeasuredPoint, PlannedVariant, equal_steps, needs_time, timed_variants
@@ -340,7 +340,7 @@ def check_scores(ablation: Ablation, evaluation: PlannedEvaluation, variants: Se
             precision=setup.precision,
         )
         with prefixed(where):
-            distinct_sentences(scorer, evaluation.pairs)
+            distinct_sentences(scorer, short_pairs(scorer, evaluation.pairs, evaluation.options.length))
 
 
 def evaluation_of(variant: PlannedVariant, evaluation: PlannedEvaluation, point: MeasuredPoint, out: Path) -> Job:

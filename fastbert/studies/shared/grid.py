@@ -44,8 +44,8 @@ RESERVED = {
     "glue_dir": "give glue_dir next to tasks, for all jobs",
 }
 
-_PLL_ONLY = ("sentences", "column", "length")
-_EVALUATE = ("pairs", "pll", "pll_form", *_PLL_ONLY, "machine")
+_PLL_ONLY = ("sentences", "column")
+_EVALUATE = ("pairs", "pll", "pll_form", "length", *_PLL_ONLY, "machine")
 
 
 @dataclass(frozen=True)

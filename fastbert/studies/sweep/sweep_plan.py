@@ -6,7 +6,7 @@ from itertools import chain
 
 from fastbert.errors import UserError
 from fastbert.hub.load import load_pretrained
-from fastbert.pretraining.zero_shot.pairs import distinct_sentences
+from fastbert.pretraining.zero_shot.pairs import distinct_sentences, short_pairs
 from fastbert.pretraining.zero_shot.scorer import open_scorer
 from fastbert.report.page import Table
 from fastbert.streams import echo
@@ -107,4 +107,5 @@ def check_scores(evaluation: PlannedEvaluation, model: str, on_nodes: bool) -> N
     machine = evaluation.options.machine
     if on_nodes:
         machine = replace(machine, device="cpu")
-    distinct_sentences(open_scorer(replace(evaluation.options, model=model, machine=machine)), evaluation.pairs)
+    scorer = open_scorer(replace(evaluation.options, model=model, machine=machine))
+    distinct_sentences(scorer, short_pairs(scorer, evaluation.pairs, evaluation.options.length))
