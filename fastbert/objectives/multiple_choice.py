@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from fastbert.errors import UserError
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import select
-from fastbert.model.flops import TRAINING, block_flops, encoder_flops
+from fastbert.model.flops import TRAINING, encoder_flops
 from fastbert.model.heads import WordTransform
 from fastbert.model.shared_embeddings import SharedWords
 from fastbert.objectives.masking import Masks
@@ -207,5 +207,6 @@ class MultipleChoice(Replacement):
         candidates = vocabulary + 2 * batch * judged * (s * s + s * -(-v // BLOCK) * BLOCK)
         notes = 0
         if self.notes is not None:
-            notes = self.notes.flops(tokens) + (batch * block_flops(config, length, length) if judged < length else 0)
+            contexts = self.notes.context_flops(config, batch, length) if judged < length else 0
+            notes = contexts + self.notes.flops(tokens)
         return TRAINING * (main + small) + candidates + notes
