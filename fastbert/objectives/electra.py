@@ -37,12 +37,14 @@ class Electra(Replacement):
         """Logits of the generator: [..., S] -> [..., V]."""
         return self.small_head(hidden)
 
-    def main_loss(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the binary cross-entropies; bool [B, T], true where the prediction is correct."""
+    def main_loss(
+        self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor
+    ) -> tuple[Tensor, Tensor, dict]:
+        """Sum of the binary cross-entropies; bool [B, T], true where the prediction is correct; no further metrics."""
         logits = self.replaced_logits(inputs, filled)
         replaced = filled != inputs.original
         loss = F.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="sum")
-        return loss, (logits.detach() > 0) == replaced
+        return loss, (logits.detach() > 0) == replaced, {}
 
     def predict(self, inputs: CorruptedInputs, filled: Tensor, generator_hidden: Tensor) -> tuple[Tensor, None]:
         """Logits [B, T] of the discriminator."""

@@ -44,7 +44,7 @@ class Masker(nn.Module):
     def __init__(self, vocab_size: int, vocabulary: WordPiece, options: ObjectiveOptions) -> None:
         super().__init__()
         self.options = options
-        self.mask_id = vocabulary.ids["[MASK]"]
+        self.mask_id, self.pad_id = vocabulary.ids["[MASK]"], vocabulary.ids["[PAD]"]
         special = torch.zeros(vocab_size, dtype=torch.bool)
         special[list(vocabulary.special_ids)] = True
         special[len(vocabulary.tokens) :] = True  # unused rows of the embedding

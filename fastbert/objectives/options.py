@@ -86,6 +86,10 @@ class ReplacementOptions(ObjectiveOptions):
     mask_token_fraction: Probability = 0.85
     """Fraction of the masked tokens that show [MASK] to the generator or meta controller; the rest show the word
     itself."""
+    temperature: ClassVar[float] = 1.0
+    """Temperature of the samples that fill the masks."""
+    unmasked_fraction: ClassVar[float] = 1.0
+    """Fraction of the tokens without a mask at which the encoder's loss is computed in training."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,20 @@ class MultipleChoiceOptions(ReplacementOptions):
     as in the paper, else 1/4; rounded to a multiple of 8)."""
     loss_weight: Positive = 20.0
     """Weight of the choice loss, relative to the meta controller's loss: the paper's lambda."""
+    mask_token_fraction: Probability = 1.0
+    """Fraction of the masked tokens that show [MASK] to the meta controller; the rest show the word itself."""
+    temperature: Annotated[float, Range(0.1, 10)] = 1.0
+    """Temperature of the samples that fill the masks; candidates are always sampled at 1."""
+    unmasked_fraction: Part = 1.0
+    """Fraction of the tokens without a mask at which the encoder chooses in training; all masked ones count. A smaller
+    fraction is faster. The odds are corrected for it, so validation and scores are of all tokens."""
+    shared_bias: bool = False
+    """One output bias for the meta controller and the choice head, as in the published code."""
+    nota_embedding: bool = False
+    """[NOTA] is a row of the word embedding, that of [PAD], with its bias, as in the published code; otherwise it has a
+    vector and a bias in the choice head."""
+    with_replacement: bool = False
+    """Sample candidates with replacement and without excluding the token itself, as in the published code."""
 
     def resolve(self, config: EncoderConfig) -> Self:
         """Fills in the size of the meta controller, by that of the encoder."""

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from fastbert.data.batches import Batch, Stream
 from fastbert.data.tokenizer import WordPiece
-from fastbert.model.encoder import Encoder
+from fastbert.model.encoder import Encoder, select
 from fastbert.objectives.examples import detect_replaced
+from fastbert.objectives.masking import Masks
 from fastbert.objectives.objective import MaskedInputs, Metric, Objective
 from fastbert.randomness import row_keys
 from fastbert.training.world import ONE_PROCESS, World
 
-REPLACEMENT, CANDIDATES = 0, 1  # the two uses of a key of purpose "sample"
+REPLACEMENT, CANDIDATES, JUDGED = 0, 1, 2  # the uses of a key of purpose "sample"
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,20 @@ class CorruptedInputs(MaskedInputs):
     """int32 [B], keys of the generator's samples."""
     generator_dropout_keys: Tensor | None
     """int32 [B], keys of the generator's dropout; None without dropout."""
+    judged: Tensor | None = None
+    """int64 [B, J], ascending: the tokens at which the encoder's loss is computed; None for all tokens."""
     measured: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Metrics of the forward pass: name -> sum and count."""
 
     def token_keys(self, purpose: int) -> Tensor:
         """Keys of the samples at each token, int32 [B, T]."""
-        index = torch.arange(self.original.shape[1], dtype=torch.int32, device=self.original.device)
-        return combine(combine(self.sample_keys, purpose)[:, None], index)
+        return token_keys(self.sample_keys, purpose, self.original.shape[1])
+
+
+def token_keys(keys: Tensor, purpose: int, length: int) -> Tensor:
+    """Keys of samples at each of `length` tokens, int32 [B, T], from those of the rows, int32 [B]."""
+    index = torch.arange(length, dtype=torch.int32, device=keys.device)
+    return combine(combine(keys, purpose)[:, None], index)
 
 
 class Replacement(Objective):
@@ -57,7 +65,8 @@ class Replacement(Objective):
     score_names                  names of the scores in `fastbert evaluate --pairs`
     word_logits(hidden)          generator's hidden states [..., S] -> its logits [..., V]
     main_loss(inputs, filled, generator_hidden)
-                                 encoder's loss, summed over all tokens; bool [B, T], true where it predicts correctly
+                                 encoder's loss, summed over the judged tokens; bool [B, J], true where it predicts
+                                 correctly; further metrics, name -> sum and count
     predict(inputs, filled, generator_hidden)
                                  [B, T], log-odds that a token was replaced, by the encoder; int64 [B, T], its guesses
                                  of the original words, or None
@@ -80,13 +89,21 @@ class Replacement(Objective):
         ids = batch.input_ids
         masks, fields = self.sample_masks(batch, seed, step, purpose)
         rows = batch.row_indices
+        keys = row_keys(seed, "sample", step, rows)
+        judged = self.judged(masks, keys)
+        tokens = ids.numel() if judged is None else judged.numel()
         return CorruptedInputs(
             **fields,
             original=ids,
-            sample_keys=row_keys(seed, "sample", step, rows),
+            judged=judged,
+            sample_keys=keys,
             generator_dropout_keys=row_keys(seed, "generator-dropout", step, rows) if self.training else None,
-            counts={"mlm": masks.valid.sum(), self.main: torch.full((), ids.numel(), device=ids.device)},
+            counts={"mlm": masks.valid.sum(), self.main: torch.full((), tokens, device=ids.device)},
         )
+
+    def judged(self, masks: Masks, keys: Tensor) -> Tensor | None:
+        """`CorruptedInputs.judged`; `keys` are the rows' keys of samples."""
+        return None
 
     def generator_hidden(self, inputs: CorruptedInputs) -> Tensor:
         """Hidden states [B, T, S] of the generator, which reads the masked rows."""
@@ -106,14 +123,15 @@ class Replacement(Objective):
         with torch.no_grad():
             filled = self.fill(inputs, log_p)
             entropy = (-(log_p.exp() * log_p).sum(-1) * (targets != -100)).sum()
-        loss, right = self.main_loss(inputs, filled, hidden.detach())
-        replaced = filled != inputs.original
+        loss, right, parts = self.main_loss(inputs, filled, hidden.detach())
+        replaced = select(filled != inputs.original, inputs.judged)
         count, tokens = replaced.sum(), inputs.counts[self.main]
         inputs.measured.update(
             {
                 "mlm_loss": (mlm.detach(), inputs.counts["mlm"]),
                 f"{self.main}_loss": (loss.detach(), tokens),
-                "replaced": (count, tokens),
+                **parts,
+                "replaced": (count, torch.full_like(count, filled.numel())),
                 "accuracy_replaced": ((right & replaced).sum(), count),
                 "accuracy_original": ((right & ~replaced).sum(), tokens - count),
                 "entropy": (entropy, inputs.counts["mlm"]),
@@ -137,6 +155,8 @@ class Replacement(Objective):
             log_p: [B M, V], log-probabilities of the generator.
         """
         keys = inputs.token_keys(REPLACEMENT).gather(1, inputs.positions).flatten()
+        if self.options.temperature != 1:
+            log_p = log_p / self.options.temperature
         sampled, _ = self.encoder.kernels.sample_distinct(log_p, 1, keys, forbidden=self.masker.special_ids)
         original, positions = inputs.original, inputs.positions
         words = original.gather(1, positions)

@@ -13,6 +13,7 @@ from fastbert_kernels.dropout import hash_dropout, keep_mask
 from fastbert_kernels.hashing import combine, mix
 from fastbert_kernels.sampling.dispatch import sample_candidates, sample_distinct
 from fastbert_kernels.sampling.reference import sample_candidates_reference, sample_distinct_reference
+from fastbert_kernels.sampling.repeats import with_replacement
 from fastbert_kernels.scores import candidate_scores
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "sample_distinct_reference",
     "untied_attention",
     "untied_attention_reference",
+    "with_replacement",
 ]

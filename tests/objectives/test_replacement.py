@@ -17,6 +17,13 @@ from tests.objectives.conftest import OPTIONS, V, batch, build, loss_of
 from tests.pretraining.test_loop import NoWaiting
 
 OBJECTIVES = list(OPTIONS)
+FURTHER = {
+    "multiple-choice": dict(
+        unmasked_fraction=0.5, temperature=2.0, shared_bias=True, nota_embedding=True, with_replacement=True
+    )
+}
+"""Options of an objective that are off by default."""
+WITH_FURTHER = [(name, {}) for name in OBJECTIVES] + list(FURTHER.items())
 
 
 @pytest.mark.parametrize("position", list(POSITIONS))
@@ -40,29 +47,31 @@ def test_parameters_are_shared_and_counted_once(name: str, norm: str, bias: bool
 
 @pytest.mark.parametrize("scale", ["small", "equal"])
 @pytest.mark.parametrize(("position", "inner"), [("absolute", "gelu"), ("tupe-r", "gelu"), ("rope", "geglu")])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_flops_are_those_that_torch_counts(name: str, position: str, inner: str, scale: str) -> None:
+@pytest.mark.parametrize(("name", "further"), WITH_FURTHER)
+def test_flops_are_those_that_torch_counts(name: str, further: dict, position: str, inner: str, scale: str) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(251))))
     equal = {"electra": {"generator_scale": 1.0}, "multiple-choice": {"controller_width": 32}}[name]
-    options = OPTIONS[name](whole_word=position == "rope", **(equal if scale == "equal" else {}))
+    options = OPTIONS[name](whole_word=position == "rope", **(equal if scale == "equal" else {}), **further)
     objective = build(name, position, options=options, vocabulary=words, vocab_size=256, feed_forward=inner)
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
     inputs = objective.sample(batch(), 0, 0)
     with FlopCounterMode(display=False) as counter:
         loss_of(objective, inputs).backward()
     # The candidates' scores are multiplied once more for each of two gradients, in embedding bags that it cannot count.
-    bags = 2 * 2 * 4 * 16 * 9 * 32 if name == "multiple-choice" else 0
+    judged = 0 if name == "electra" else 16 if inputs.judged is None else inputs.judged.shape[1]
+    assert bool(further) == (0 < judged < 16)
+    bags = 2 * 2 * 4 * judged * 9 * 32
     assert counter.get_total_flops() + bags == objective.flops(4, 16)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("sizes", [[1, 3], [2, 2], [1, 1, 1, 1]])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_micro_batches_add_up_to_the_large_batch(name: str, sizes: list[int], dropout: float) -> None:
+@pytest.mark.parametrize(("name", "further"), WITH_FURTHER)
+def test_micro_batches_add_up_to_the_large_batch(name: str, further: dict, sizes: list[int], dropout: float) -> None:
     """The same samples and candidates, and so the same gradients and measures, even where rows have unequal masks."""
     results = []
     for split in ([4], sizes):
-        objective = build(name, "tupe-r", dropout, OPTIONS[name](mask_rate=0.3)).double()
+        objective = build(name, "tupe-r", dropout, OPTIONS[name](mask_rate=0.3, **further)).double()
         inputs, first = [], 0
         for rows in split:
             part = batch(rows, first_row=first)
@@ -168,6 +177,13 @@ def test_validation_masks_everything_and_drops_nothing(name: str) -> None:
             assert same == (keys != own)
 
 
+@pytest.mark.parametrize(("name", "fraction"), [("electra", 0.85), ("multiple-choice", 1.0)])
+def test_masked_tokens_that_show_the_mask(name: str, fraction: float) -> None:
+    inputs = build(name, options=OPTIONS[name](mask_rate=0.5)).sample(batch(64), 0, 0)
+    shown = inputs.input_ids.gather(1, inputs.positions)
+    assert (shown == 4).float().mean() == pytest.approx(fraction, abs=0.05 if fraction < 1 else 0)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_special_tokens_stay_where_a_row_has_fewer_words_than_masked_positions(name: str) -> None:
     objective = build(name, options=OPTIONS[name](mask_rate=0.9))
@@ -241,18 +257,19 @@ def test_a_validation_has_the_weights_of_the_losses_and_leaves_the_mode(name: st
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_step_waits_for_nothing(name: str, whole_word: bool) -> None:
+@pytest.mark.parametrize(("name", "further"), WITH_FURTHER)
+def test_a_step_waits_for_nothing(name: str, further: dict, whole_word: bool) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(V - 6)), "##x"))
-    options = OPTIONS[name](whole_word=whole_word)
+    options = OPTIONS[name](whole_word=whole_word, **further)
     objective = build(name, "tupe-r", 0.1, options=options, vocabulary=words)
     rows = batch()
     with NoWaiting():
         inputs = objective.sample(rows, 0, 0)
         loss_of(objective, inputs).backward()
         measured = objective.after_step([inputs], torch.tensor(True))
-    accuracies = {"accuracy_replaced", "accuracy_original"}
-    assert measured.keys() == {"mlm_loss", f"{objective.main}_loss", "replaced", "entropy"} | accuracies
+    others = {"accuracy_replaced", "accuracy_original"}
+    others |= {"detection_loss", "choosing_loss"} if name == "multiple-choice" else set()
+    assert measured.keys() == {"mlm_loss", f"{objective.main}_loss", "replaced", "entropy"} | others
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -98,6 +98,10 @@ def check_log(rows: list[dict], objective: str, notes: bool) -> None:
         for row in rows:
             assert row.keys() >= MEASURED and 0.1 < row["replaced"] < 0.2
             check_sum(row, objective)
+    if objective == "multiple-choice":
+        for row in (row for row in rows if row["split"] == "validation"):
+            parts = row["detection_loss"] + row["replaced"] * row["choosing_loss"]
+            assert parts == pytest.approx(row["choice_loss"], rel=1e-5)
     assert all(notes == ("notes_words" in row) for row in train)
     if notes:
         assert 0 < train[0]["notes_words"] < train[-1]["notes_words"] and train[-1]["notes_drift"] > 0

@@ -13,6 +13,14 @@ from tests.flags import main
 from tests.pretraining.test_resume import assert_same_run, metrics, run_and_die
 
 OBJECTIVES = ("electra", "multiple-choice")
+FURTHER = {
+    "electra": [],
+    "multiple-choice": [
+        *("--multiple-choice.unmasked-fraction", "0.5", "--multiple-choice.temperature", "2"),
+        *("--multiple-choice.shared-bias", "--multiple-choice.nota-embedding", "--multiple-choice.with-replacement"),
+    ],
+}
+"""Options that are off by default."""
 
 
 @pytest.fixture
@@ -23,7 +31,7 @@ def short(flags) -> list[str]:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_killed_and_resumed_to_the_bit(objective: str, short, tmp_path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    chosen = [*short, "--objective", objective, "--document-mask"]
+    chosen = [*short, "--objective", objective, "--document-mask", *FURTHER[objective]]
     assert main(["pretrain", *chosen, "--out", str(whole)]) == 0
     run_and_die("step", 5, ["pretrain", *chosen, "--out", str(broken)])
     assert main(["pretrain", "--resume", str(broken), *chosen]) == 0  # sizes that are not given are those of the run

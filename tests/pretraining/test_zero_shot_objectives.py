@@ -26,8 +26,9 @@ def run(request, prepared, tmp_path_factory) -> Path:
     flags = ["--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"]
     flags += ["--batch-size", "8", "--steps", "4", "--eval-sequences", "8", "--initializer-std", "0.2"]
     flags += ["--position", "tupe-r", "--machine.threads", "1"]
-    group = request.param.replace("-", "-")
-    flags += ["--objective", request.param, f"--{group}.mask-rate", "0.2"]
+    flags += ["--objective", request.param, f"--{request.param}.mask-rate", "0.2"]
+    if request.param == "multiple-choice":
+        flags += ["--multiple-choice.unmasked-fraction", "0.5"]
     assert main(["pretrain", *flags, "--out", str(out)]) == 0
     return out
 
@@ -38,19 +39,21 @@ def opened(model: Path) -> tuple[Scorer, list[scoring.Sentence]]:
     return scorer, [scoring.sentence(encoding) for encoding in scoring.encoded(scorer, TEXTS)]
 
 
-def test_the_score_of_both_networks_inverts_their_training() -> None:
-    """The joint distribution of original, replacement and mask, enumerated: an optimal discriminator's odds."""
+@pytest.mark.parametrize("unmasked", [1.0, 0.3])
+def test_the_score_of_both_networks_inverts_their_training(unmasked: float) -> None:
+    """The joint distribution of original, replacement and mask, enumerated: an optimal discriminator's odds, also if it
+    is trained with a fraction of the tokens without a mask and its odds are divided by that fraction."""
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
     rate = 0.2
     original = np.zeros(6)
     replaced = np.zeros(6)
     for word in range(6):
-        original[word] += (1 - rate) * p[word]  # not masked
+        original[word] += unmasked * (1 - rate) * p[word]  # not masked
         for sample in range(6):  # masked; the generator does not see the word
             (original if sample == word else replaced)[sample] += rate * p[word] * q[sample]
-    scorer = Scorer(*[None] * 8, mask_rate=rate)
-    found = scorer.combined(np.log(q), np.log(original / replaced))
+    scorer = Scorer(*[None] * 8, mask_rate=rate, unmasked_fraction=unmasked)
+    found = scorer.combined(np.log(q), np.log(original / replaced / unmasked))
     assert found == pytest.approx(np.log(p), abs=1e-12)
     # With odds of 1000 and q near 1 nothing overflows.
     assert scorer.combined(np.array([-1e-9, -800.0]), np.array([900.0, -900.0])) == pytest.approx(
@@ -72,6 +75,7 @@ def test_names_and_values(run, capsys, tmp_path) -> None:
     assert (result["score"], *result["other_scores"]) == expected
     scorer, sentences = opened(run)
     assert (scorer.names, scorer.mask_rate) == (expected, 0.2)
+    assert scorer.unmasked_fraction == (1.0 if run.name == "electra" else 0.5)
     words = scoring.log_probabilities(scorer, sentences, "salazar")
     odds = scoring.log_odds(scorer, sentences)
     both = [scorer.combined(a, b).sum() for a, b in zip(words, odds, strict=True)]
@@ -121,7 +125,7 @@ def test_log_odds_are_those_of_the_objective(run) -> None:
     inputs = objective.plain_inputs(ids)
     with torch.no_grad():
         # All tokens are original, so the mean loss is that of the right answers: -log P(original).
-        loss, _ = objective.main_loss(inputs, ids, objective.generator_hidden(inputs))
+        loss, *_ = objective.main_loss(inputs, ids, objective.generator_hidden(inputs))
         odds = objective.original_log_odds(ids)
     assert torch.nn.functional.softplus(-odds).sum().item() == pytest.approx(loss.item(), rel=1e-5)
 

@@ -13,6 +13,9 @@ probability (1 - p) m q. So an optimal discriminator's odds o = p (1 - m + m q) 
 
     p / (1 - p) = o m q / (1 - m + m q)
 
+With a fraction f of the tokens without a mask in the training of multiple choice, whose scores are corrected for f, the
+last m q is m q / f, because no token with a mask is skipped.
+
 (Electric, Clark et al. 2020, arXiv 2012.08561, derives a similar score for a network trained for it.)
 """
 
@@ -76,6 +79,8 @@ class Scorer:
     """Maps rows [B, T] to the log-odds [B, T] that their tokens are original."""
     mask_rate: float | None = None
     """Mask rate of the training, where both functions exist."""
+    unmasked_fraction: float = 1.0
+    """Fraction of the tokens without a mask that `log_odds` was trained with."""
     names: tuple[str, ...] = (PLL,)
     """Names of the scores, the main one first: that of `word_logits`; that of `log_odds`; or those of both together, of
     `log_odds` and of `word_logits`."""
@@ -83,7 +88,7 @@ class Scorer:
     def combined(self, log_q: np.ndarray, log_odds: np.ndarray) -> np.ndarray:
         """log p from the generator's log q and the encoder's log-odds (see the module's docstring)."""
         masked = math.log(self.mask_rate) + log_q
-        odds = log_odds + masked - np.log(1 - self.mask_rate + np.exp(masked))
+        odds = log_odds + masked - np.log(1 - self.mask_rate + np.exp(masked) / self.unmasked_fraction)
         return -np.logaddexp(0, -odds)
 
 
@@ -138,6 +143,7 @@ def _of_objective(objective: Objective) -> dict[str, Any]:
         "word_logits": word_logits,
         "log_odds": objective.original_log_odds,
         "mask_rate": objective.options.mask_rate,
+        "unmasked_fraction": objective.options.unmasked_fraction,
         "names": (*objective.score_names, objective.second_network),
     }
 

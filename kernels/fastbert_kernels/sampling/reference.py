@@ -256,7 +256,7 @@ def _sample(
         weights.scatter_(1, excluded, REMOVED)
         sums.scatter_add_(1, excluded // BLOCK, -floors[excluded])
 
-    noise = _unit_interval(combine(keys[:, None], torch.arange(k, dtype=torch.int32, device=device)))
+    noise = unit_interval(combine(keys[:, None], torch.arange(k, dtype=torch.int32, device=device)))
     ids, probabilities = [], []
     for index in range(k):
         block, fraction = _invert(sums.cumsum(1), noise[:, index : index + 1])
@@ -288,7 +288,7 @@ def _invert(ends: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
     return index, ((point - start) / (end - start)).clamp(max=1 - 2.0**-52)
 
 
-def _unit_interval(words: Tensor) -> Tensor:
+def unit_interval(words: Tensor) -> Tensor:
     """float64 in [0, 1 - 2^-52] with 52 random bits, from int32 hash words of any shape."""
     high = words.long() & 0xFFFFFFFF
     low = (combine(words, 1).long() & 0xFFFFFFFF) >> 12
