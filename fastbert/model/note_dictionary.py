@@ -184,9 +184,6 @@ class NoteTokens:
         note = F.normalize(note, dim=1) * pieces.detach().norm(dim=1, keepdim=True)
         # Differences are added, because padding points to the first [CLS]: it adds zero there.
         weight = self.shown.to(note.dtype) * notes.options.mix
-        if (half := notes.options.half_writes) is not None:
-            writes = notes.writes.index_select(0, rows)[:, None]
-            weight = weight * (writes / (writes + half).clamp(min=1e-9))
         return flat.index_add(0, where.tokens, (weight * (note - pieces)).to(flat.dtype)).view_as(words_BTD)
 
     @property
