@@ -78,12 +78,12 @@ class NoteDictionary(nn.Module):
 
     def context_flops(self, config: EncoderConfig, batch: int, length: int) -> int:
         """FLOPs of the last block, forward, for the contexts of a step over [B, T] in one micro-batch, where the
-        objective computes it for other tokens only. The number of windows is the most frequent one."""
+        objective computes it for other tokens only; as an average over the corpus."""
         size = window_size(self.options.half_window, length)
         sizes = window_sizes(self.occurrences_per_token * batch * length, batch, length, size)
-        if not sizes:
-            return batch * block_flops(config, length, length)
-        return sizes[0] * query_flops(config, length, size)
+        windows = sum(count * fraction for count, fraction in sizes.items()) * query_flops(config, length, size)
+        whole_rows = (1 - sum(sizes.values())) * batch * block_flops(config, length, length)
+        return round(windows + whole_rows)
 
     @torch.no_grad()
     def write(
