@@ -86,8 +86,6 @@ class ReplacementOptions(ObjectiveOptions):
     mask_token_fraction: Probability = 0.85
     """Fraction of the masked tokens that show [MASK] to the generator or meta controller; the rest show the word
     itself."""
-    temperature: ClassVar[float] = 1.0
-    """Temperature of the samples that fill the masks."""
     unmasked_fraction: ClassVar[float] = 1.0
     """Fraction of the tokens without a mask at which the encoder's loss is computed in training."""
 
@@ -128,8 +126,6 @@ class MultipleChoiceOptions(ReplacementOptions):
     """Weight of the choice loss, relative to the meta controller's loss: the paper's lambda."""
     mask_token_fraction: Probability = 1.0
     """Fraction of the masked tokens that show [MASK] to the meta controller; the rest show the word itself."""
-    temperature: Annotated[float, Range(0.1, 10)] = 1.0
-    """Temperature of the samples that fill the masks; candidates are always sampled at 1."""
     unmasked_fraction: Part = 1.0
     """Fraction of the tokens without a mask at which the encoder chooses in training; all masked ones count. A smaller
     fraction is faster. The odds are corrected for it, so validation and scores are of all tokens."""

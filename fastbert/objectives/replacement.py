@@ -155,8 +155,6 @@ class Replacement(Objective):
             log_p: [B M, V], log-probabilities of the generator.
         """
         keys = inputs.token_keys(REPLACEMENT).gather(1, inputs.positions).flatten()
-        if self.options.temperature != 1:
-            log_p = log_p / self.options.temperature
         sampled, _ = self.encoder.kernels.sample_distinct(log_p, 1, keys, forbidden=self.masker.special_ids)
         original, positions = inputs.original, inputs.positions
         words = original.gather(1, positions)

@@ -1,7 +1,6 @@
 """Multiple choice: which candidates stand where, what is right, and the losses against plain indexing."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from fastbert.objectives.options import MultipleChoiceOptions
 from tests.objectives.conftest import VOCABULARY, V, batch, build
 
 ALONE = [{"shared_bias": True}, {"nota_embedding": True}, {"with_replacement": True}, {"unmasked_fraction": 0.3}]
-TOGETHER = {name: value for one in ALONE for name, value in one.items()} | {"temperature": 0.5}
+TOGETHER = {name: value for one in ALONE for name, value in one.items()}
 
 
 def options(**changes) -> MultipleChoiceOptions:
@@ -207,28 +206,6 @@ def test_odds_are_those_of_all_tokens() -> None:
     assert objective.head.none.bias.grad.abs() < 1e-12
 
 
-def test_temperature_changes_what_fills_the_masks_and_no_candidate() -> None:
-    objectives = [build("multiple-choice", options=options(temperature=value)) for value in (1.0, 2.0)]
-    inputs = objectives[0].sample(batch(), 0, 0)
-    logits = torch.randn(1, V, generator=torch.Generator().manual_seed(0)).double()
-    count, words = 3000, torch.arange(5, V)
-    rows = replace(
-        inputs,
-        original=torch.full((count, 2), 6),
-        sample_keys=torch.arange(count, dtype=torch.int32),
-        positions=torch.zeros(count, 1, dtype=torch.int64),
-        targets=torch.full((count, 1), 6),
-    )
-    for objective in objectives:
-        filled = objective.fill(rows, logits.log_softmax(-1).expand(count, -1))[:, 0]
-        expected = (logits[0, words] / objective.options.temperature).softmax(-1) * count
-        observed = filled.bincount(minlength=V)[words]
-        assert chisquare(observed, expected).pvalue > 1e-4
-    hidden = objectives[0].generator_hidden(inputs)
-    ids, same = (objective.candidates(inputs, inputs.original, hidden)[0] for objective in objectives)
-    assert torch.equal(ids, same)
-
-
 def test_no_hidden_state_depends_on_the_row_of_nota() -> None:
     """Neither of a training row nor of real tokens next to padding, so that an export is the same with it."""
     objective = build("multiple-choice", options=options(nota_embedding=True)).eval()
@@ -274,7 +251,6 @@ def test_refused() -> None:
         {"controller_layers": 0},
         {"loss_weight": -1.0},
         {"unmasked_fraction": 0.0},
-        {"temperature": 0.05},
     ):
         with pytest.raises(UserError, match=f"^{next(iter(changes))} must"):
             MultipleChoiceOptions(**changes)

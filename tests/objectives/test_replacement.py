@@ -17,11 +17,7 @@ from tests.objectives.conftest import OPTIONS, V, batch, build, loss_of
 from tests.pretraining.test_loop import NoWaiting
 
 OBJECTIVES = list(OPTIONS)
-FURTHER = {
-    "multiple-choice": dict(
-        unmasked_fraction=0.5, temperature=2.0, shared_bias=True, nota_embedding=True, with_replacement=True
-    )
-}
+FURTHER = {"multiple-choice": dict(unmasked_fraction=0.5, shared_bias=True, nota_embedding=True, with_replacement=True)}
 """Options of an objective that are off by default."""
 WITH_FURTHER = [(name, {}) for name in OBJECTIVES] + list(FURTHER.items())
 

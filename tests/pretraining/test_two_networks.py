@@ -16,7 +16,7 @@ OBJECTIVES = ("electra", "multiple-choice")
 FURTHER = {
     "electra": [],
     "multiple-choice": [
-        *("--multiple-choice.unmasked-fraction", "0.5", "--multiple-choice.temperature", "2"),
+        *("--multiple-choice.unmasked-fraction", "0.5"),
         *("--multiple-choice.shared-bias", "--multiple-choice.nota-embedding", "--multiple-choice.with-replacement"),
     ],
 }
