@@ -38,7 +38,14 @@ from fastbert.model.flops import TRAINING, encoder_flops
 from fastbert.model.heads import WordTransform
 from fastbert.model.shared_embeddings import SharedWords
 from fastbert.objectives.masking import Masks
-from fastbert.objectives.replacement import CANDIDATES, JUDGED, CorruptedInputs, Replacement, token_keys
+from fastbert.objectives.replacement import (
+    CANDIDATES,
+    JUDGED,
+    CorruptedInputs,
+    Replacement,
+    binary_entropy,
+    token_keys,
+)
 
 FIRST = -(1 << 40)  # sorts before every hash
 
@@ -194,6 +201,11 @@ class MultipleChoice(Replacement):
         ids[:, -1] = torch.where(replaced, original, ids[:, -1])
         nota = self.options.choices - 1
         return ids, torch.where(replaced, nota - 1, nota)
+
+    def chance(self, replaced: float) -> dict[str, float]:
+        detection, choosing = binary_entropy(replaced), math.log(self.options.choices - 1)
+        choice = detection + replaced * choosing
+        return {"choice_loss": choice, "detection_loss": detection, "choosing_loss": choosing}
 
     def flops(self, batch: int, length: int) -> int:
         """FLOPs of one training step over [B, T]: both networks, their heads, and the forward pass that proposes
