@@ -3,6 +3,7 @@ start."""
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from fastbert.config import digest, leaves, load_yaml
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
+from fastbert.model.options import NoteDictionaryOptions
 from fastbert.pretraining import note_corpus
+from fastbert.pretraining.note_corpus import find_note_words
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.training.hardware import describe_machine, memory
 from tests.flags import main
@@ -210,7 +213,17 @@ def test_a_source_is_prepared_with_the_requested_range(corpus, tmp_path, monkeyp
     options = open_dataset(folder).record["options"]
     assert (options["rare_min"], options["rare_max"]) == (20, 700)
     printed = capsys.readouterr().err
-    assert "words that occur 2" in printed and "of the sequences contain one" in printed and "mostly noise" in printed
+    assert "words that occur 2" in printed and "of the segments of 25 words" in printed and "mostly noise" in printed
+
+
+def test_the_fraction_that_is_printed_is_that_of_the_option(prepared: Path) -> None:
+    dataset = open_dataset(prepared)
+    for fraction in (0.3, 1.0):
+        options = NoteDictionaryOptions(enabled=True, fraction=fraction)
+        line = find_note_words(options, dataset, 256, [256]).summary(10)[0]
+        printed = re.fullmatch(r"note dictionary: (all )?.* times, in ([\d.]+) % of the segments of 25 words; .*", line)
+        assert bool(printed[1]) == (fraction == 1)
+        assert 27 < float(printed[2]) < 33 or fraction == 1
 
 
 def test_a_dictionary_that_does_not_fit_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
