@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastbert.data.batches import Batch, PackedRows, TrainingBatches
-from fastbert.data.note_words import NoteWords
+from fastbert.data.note_words import PIECES, NoteWords
 from fastbert.data.rare import RareWords
 from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.encoder import Encoder, initialize
-from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
+from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops, query_flops
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.note_dictionary import NoteDictionary
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
@@ -302,17 +302,29 @@ def test_products_are_those_that_torch_counts(whole_word: bool) -> None:
     objective = build(NoteDictionaryOptions(half_window=K), masks=MLMOptions(mask_rate=0.2, whole_word=whole_word))
     objective.notes = dictionary()
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
-    least = objective.flops(ROWS, T) - objective.notes.context_flops(objective.config, ROWS, T)
+    others = objective.flops(ROWS, T) - objective.notes.context_flops(objective.config, ROWS, T)
     block = encoder_flops(objective.config, 9, T) - encoder_flops(objective.config, 1, T)  # of all tokens
+    size = 2 * K + PIECES
     counted: dict[bool, set[int]] = {False: set(), True: set()}
     for number in range(10):
         inputs = objective.sample(next(iter(batches(8).at(number))), 0, number)
         with FlopCounterMode(display=False) as counter:
             objective(inputs)["mlm"].backward()
         assert inputs.note_tokens.contexts.abs().sum() > 0
-        contexts = counter.get_total_flops() - least + objective.notes.flops(ROWS * T)
+        contexts = counter.get_total_flops() - others + objective.notes.flops(ROWS * T)
         counted[inputs.note_tokens.where.windows.whole_rows].add(contexts)
-    assert counted == {False: {objective.notes.context_flops(objective.config, ROWS, T)}, True: {block}}
+    assert counted == {False: {8 * query_flops(objective.config, T, size)}, True: {block}}
+
+
+def test_flops_of_contexts_are_those_of_the_average_batch() -> None:
+    config, rows, size = build(None).config, 24, 2 * K + PIECES
+    block = encoder_flops(config, rows + 1, T) - encoder_flops(config, 1, T)
+    found = []
+    for batch in (next(iter(batches(rows, rows=rows).at(number))) for number in range(200)):
+        windows = batch.noted.windows
+        found.append(block if windows.whole_rows else len(windows.firsts) * query_flops(config, T, size))
+    assert len(set(found)) > 1
+    assert dictionary().context_flops(config, rows, T) == pytest.approx(np.mean(found), rel=0.05)
 
 
 def dictionary() -> NoteDictionary:
