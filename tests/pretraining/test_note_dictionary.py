@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.config import digest, leaves, load_yaml
+from fastbert.data.note_words import choose_words, segment_tokens
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
 from fastbert.model.options import NoteDictionaryOptions
@@ -218,12 +219,15 @@ def test_a_source_is_prepared_with_the_requested_range(corpus, tmp_path, monkeyp
 
 def test_the_fraction_that_is_printed_is_that_of_the_option(prepared: Path) -> None:
     dataset = open_dataset(prepared)
-    for fraction in (0.3, 1.0):
+    stream, width = dataset.split("train"), segment_tokens(dataset)
+    rare = stream.rare(0, len(stream))
+    for fraction in (0.1, 1.0):
         options = NoteDictionaryOptions(enabled=True, fraction=fraction)
         line = find_note_words(options, dataset, 256, [256]).summary(10)[0]
         printed = re.fullmatch(r"note dictionary: (all )?.* times, in ([\d.]+) % of the segments of 25 words; .*", line)
         assert bool(printed[1]) == (fraction == 1)
-        assert 27 < float(printed[2]) < 33 or fraction == 1
+        words = rare.positions[choose_words(dataset, 50, 500, fraction)[rare.words] >= 0]
+        assert float(printed[2]) == pytest.approx(100 * len(set(words // width)) / (len(stream) / width), rel=0.05)
 
 
 def test_a_dictionary_that_does_not_fit_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:
