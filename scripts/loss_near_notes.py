@@ -12,8 +12,8 @@ masked positions hardly changes. Here they are in three groups, for each RUN by 
 
 Positions within such words are in no group. The effect of the notes is the difference between near and matched of the
 change from BASELINE, with its standard error (rows are independent, positions of a row are not). The other columns
-change the notes that a trained model reads, near them: shuffled among the words, their mean for every word, none. What
-shuffling changes is due to what is specific to a word.
+change the notes that a trained model reads, near them: shuffled among the words, their mean for every word, off. What
+shuffling changes is due to what is specific to a word. `cosine` is the mean cosine of two notes.
 """
 
 import argparse
@@ -168,9 +168,13 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=12000, help="rows of the validation (12000)")
     parser.add_argument("--distance", type=int, default=16, help="tokens (16)")
     given = parser.parse_args()
+    if given.sequences < 1:
+        parser.error("--sequences must be at least 1")
     baseline = measure(*load(given.baseline), given.sequences)
     rows = [compare(baseline, run, given.sequences, given.distance) for run in given.runs]
-    head = ["run", "near", "effect", "near", "matched", "elsewhere", "shuffled", "mean", "none", "cosine"]
+    print("Change of the masked loss in nats (negative: better), with standard errors: from the baseline (effect to")
+    print("elsewhere), and near words with notes from the run itself if its notes are changed (shuffled to off).")
+    head = ["run", "positions", "effect", "near", "matched", "elsewhere", "shuffled", "mean", "off", "cosine"]
     print(Table(head, rows).plain())
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from fastbert.studies.ablate.ablate import report_ablation
-from fastbert.studies.ablate.ablation_tables import format_value, planned_table
-from fastbert.studies.ablate.analysis import SAME_COST, Measure, Point, compare_variants, end_at
+from fastbert.studies.ablate.ablation_tables import format_value, fraction_cell, planned_table
+from fastbert.studies.ablate.analysis import SAME_COST, CostFraction, Measure, Point, compare_variants, end_at
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.report import ReportPage
@@ -134,6 +134,12 @@ def test_a_difference_that_rounds_to_zero_has_no_minus_sign() -> None:
     higher, lower = (Measure("score", higher, {}) for higher in (True, False))
     assert [format_value(higher, -value, "+") for value in (1e-9, 0.006)] == ["+0.00", "-0.01"]
     assert format_value(lower, -1e-9, "+") == "+0.0000"
+
+
+def test_a_range_of_fractions_has_one_unit() -> None:
+    assert fraction_cell(CostFraction((0.51, 0.67, 0.58), (False,) * 3)) == "58 % (51 to 67 %)"
+    assert fraction_cell(CostFraction((0.51, math.inf, 0.58), (True,) * 3)) == "≤ 58 % (51 to not reached)"
+    assert fraction_cell(CostFraction((0.5, 0.5), (False,) * 2)) == "50 %"
 
 
 SMALLER = "Fraction of the baseline's cost at smaller budgets"
