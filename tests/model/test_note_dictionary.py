@@ -205,9 +205,10 @@ def test_accumulation_changes_the_order_of_sums_only() -> None:
     torch.testing.assert_close(tables[0], tables[2], rtol=1e-10, atol=1e-12)
 
 
-def test_a_step_reads_what_stood_there_at_its_start() -> None:
+@pytest.mark.parametrize("center", [False, True])
+def test_a_step_reads_what_stood_there_at_its_start(center: bool) -> None:
     """Nothing is written between the micro-batches, nor if the update was skipped, nor outside training."""
-    objective = build(NoteDictionaryOptions())
+    objective = build(NoteDictionaryOptions(center=center))
     before = {name: tensor.clone() for name, tensor in objective.notes.state_dict().items()}
     inputs = [objective.sample(part, 0, 0) for part in batches(2).at(0)]
     for part in inputs:
