@@ -184,6 +184,11 @@ def test_all_masked_tokens_and_a_uniform_fraction_of_the_others_are_judged() -> 
         chosen = torch.zeros_like(masked).scatter(1, judged, True)
         assert (chosen | ~masked).all()
         times += (chosen & ~masked).sum(0) / (~masked).sum(0)
+    # With whole words, 26 of 64 are masked, and for a part of the rows up to 33.
+    whole = build("multiple-choice", options=options(unmasked_fraction=0.3, whole_word=True))
+    assert whole.judged_count(64) == objective.judged_count(64) == 26 + 11
+    whole.options = replace(whole.options, unmasked_fraction=0.01)
+    assert whole.judged_count(64) == 33 + 1
     rest = times[3:] / 20  # nine tokens judged: seven of the fourteen others, or three of ten
     assert ((rest > 0.25) & (rest < 0.45)).all()
     assert torch.equal(objective.sample(rows, 0, 19).judged, inputs.judged)
@@ -194,9 +199,12 @@ def test_all_masked_tokens_and_a_uniform_fraction_of_the_others_are_judged() -> 
     assert objective.original_log_odds(rows.input_ids).shape == rows.input_ids.shape
 
 
-def test_odds_are_those_of_all_tokens() -> None:
-    """With constant scores and no sample that equals the word, the best odds are the frequencies among all tokens."""
-    objective = build("multiple-choice", options=options(unmasked_fraction=0.3)).double()
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_odds_are_those_of_all_tokens(whole_word: bool) -> None:
+    """With constant scores and no sample that equals the word, the best odds are the frequencies among all tokens, also
+    if only a part of the masked positions is used."""
+    given = options(unmasked_fraction=0.3, whole_word=whole_word)
+    objective = build("multiple-choice", options=given).double()
     rows = batch()
     rows.input_ids[rows.input_ids == 7] = 8
     with torch.no_grad():
