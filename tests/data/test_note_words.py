@@ -75,7 +75,7 @@ def by_hand(ids: list[list[int]], noted: list[tuple[int, ...]], half_window: int
     return found
 
 
-WORD = st.builds(lambda a, rest: (a, *rest), st.integers(5, 9), st.lists(st.integers(100, 102), max_size=3))
+WORD = st.builds(lambda a, rest: (a, *rest), st.integers(5, 9), st.lists(st.integers(100, 102), max_size=8))
 DOCUMENTS = st.lists(st.lists(WORD, max_size=12), min_size=1, max_size=6)
 
 
