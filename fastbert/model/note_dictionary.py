@@ -138,8 +138,8 @@ class NoteDictionary(nn.Module):
             counts: int64 [U], numbers of contexts.
         """
         count = counts.sum()
-        weight = torch.where(self.written == 0, 1.0, self.options.gamma)
-        moved = self.mean + weight * (sums.sum(0) / count.clamp(min=1) - self.mean)
+        new = sums.sum(0) / count.clamp(min=1)
+        moved = torch.where(self.written == 0, new, self.mean.lerp(new, self.options.gamma))
         self.mean.copy_(torch.where(updated & (count > 0), moved, self.mean))  # skipped steps may have NaN in the sums
         return self.mean
 

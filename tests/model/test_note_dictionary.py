@@ -133,7 +133,8 @@ def words_of(row: list[int]) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("leak", [False, True])
 @pytest.mark.parametrize("micro", [8, 4, 2, 3])
 def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, document_mask: bool) -> None:
-    options = NoteDictionaryOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak)
+    options = NoteDictionaryOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak, center=micro == 4)
+    mean: Tensor | None = None
     # With whole words, part of the masked positions are unused, but are those of words too.
     objective = build(options, dropout=0.1, masks=MLMOptions(mask_rate=0.2, whole_word=document_mask))
     optimizer = torch.optim.SGD(objective.parameters(), 0.3)
@@ -176,8 +177,10 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
             again_across += sum(before[word] < len(contexts[word]) for word in before)
         again_within += sum(len(found) > 1 for found in contexts.values())
         drift, norm = [], []
+        of_step = torch.stack([context for found in contexts.values() for context in found]).mean(0)
+        mean = of_step if mean is None else 0.7 * mean + 0.3 * of_step
         for word, found in contexts.items():
-            new = 0.7 * theirs[word] + 0.3 * torch.stack(found).mean(0)
+            new = 0.7 * theirs[word] + 0.3 * (torch.stack(found).mean(0) - (mean if options.center else 0))
             drift.append((new - theirs[word]).norm())
             norm.append(new.norm())
             theirs[word] = new
@@ -232,6 +235,14 @@ def test_a_step_reads_what_stood_there_at_its_start(center: bool) -> None:
     assert objective.after_step(inputs, torch.tensor(False))["notes_drift"] == 0
     for name, tensor in objective.notes.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_a_step_without_words_leaves_the_mean_of_contexts() -> None:
+    notes = NoteDictionary(NoteDictionaryOptions(center=True), 3, 4, 0)
+    notes.written += 1
+    notes.mean += 2.0
+    notes.update_mean(torch.zeros(64, 4), torch.zeros(64, dtype=torch.int64), torch.tensor(True))
+    assert (notes.mean == 2.0).all()
 
 
 def test_validation_reads_notes() -> None:
