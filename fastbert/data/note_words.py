@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -272,18 +273,24 @@ def window_size(half_window: int, length: int) -> int:
     return min(2 * half_window + PIECES, length - 1)
 
 
-def window_sizes(expected: float, rows: int, length: int, size: int) -> list[int]:
-    """The numbers E to which the windows of a micro-batch are padded, so that there are few distinct shapes: for
-    about 60, 85 and 99 % of the batches. A number that has more tokens than the whole rows is left out.
+def window_sizes(expected: float, rows: int, length: int, size: int) -> dict[int, float]:
+    """The numbers E to which the windows of a micro-batch are padded, so that there are few distinct shapes, and the
+    approximate fraction of the micro-batches with each; the others have more windows. A number that has more tokens
+    than the whole rows is left out.
 
     Args:
         expected: mean number of occurrences in the micro-batch.
         rows, length: shape of the micro-batch, [B, T].
         size: W.
     """
-    spread = 1.3 * math.sqrt(expected)  # a rare word often occurs again soon
-    counts = sorted({8 * math.ceil((expected + more * spread) / 8) for more in (0.25, 1.0, 2.5)})
-    return [count for count in counts if count * size < rows * length]
+    deviation = 1.3 * math.sqrt(expected)  # a rare word often occurs again soon
+    counts = sorted({8 * math.ceil((expected + more * deviation) / 8) for more in (0.25, 1.0, 2.5)})
+    found, below = {}, 0.0
+    for count in counts:
+        if count * size < rows * length:
+            fraction = NormalDist(expected, max(deviation, 1e-9)).cdf(count + 0.5)
+            found[count], below = fraction - below, fraction
+    return found
 
 
 def _bucket(count: int) -> int:

@@ -67,8 +67,6 @@ class NoteDictionary(nn.Module):
         self.register_buffer("table", table)
         self.register_buffer("writes", torch.zeros(words, dtype=torch.int32))  # number of updates of each note
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # number of notes written at least once
-        if options.center:
-            self.register_buffer("mean", torch.zeros(width))  # running mean of all contexts
 
     def flops(self, tokens: int) -> int:
         """FLOPs of the sums of a step over this many tokens, as an average over the corpus: one multiply-add for each
@@ -80,12 +78,12 @@ class NoteDictionary(nn.Module):
 
     def context_flops(self, config: EncoderConfig, batch: int, length: int) -> int:
         """FLOPs of the last block, forward, for the contexts of a step over [B, T] in one micro-batch, where the
-        objective computes it for other tokens only. The number of windows is the most frequent one."""
+        objective computes it for other tokens only; as an average over the corpus."""
         size = window_size(self.options.half_window, length)
         sizes = window_sizes(self.occurrences_per_token * batch * length, batch, length, size)
-        if not sizes:
-            return batch * block_flops(config, length, length)
-        return sizes[0] * query_flops(config, length, size)
+        windows = sum(count * fraction for count, fraction in sizes.items()) * query_flops(config, length, size)
+        whole_rows = (1 - sum(sizes.values())) * batch * block_flops(config, length, length)
+        return round(windows + whole_rows)
 
     @torch.no_grad()
     def write(
@@ -115,8 +113,6 @@ class NoteDictionary(nn.Module):
         wrote = (where.counts > 0) & updated
         old = self.table.index_select(0, where.words)
         contexts = sums / where.counts.clamp(min=1)[:, None]
-        if self.options.center:
-            contexts = contexts - self.update_mean(sums, where.counts, updated)
         change = torch.where(wrote[:, None], self.options.gamma * (contexts - old), 0.0)
         self.table.index_add_(0, where.words, change)  # each word occurs once; padding adds zeros
         first = wrote & (self.writes.index_select(0, where.words) == 0)
@@ -129,19 +125,6 @@ class NoteDictionary(nn.Module):
             "notes_norm": (real * (old + change).norm(dim=1)).sum() / real.sum().clamp(min=1),
             "notes_drift": change.norm(dim=1).sum() / real.sum().clamp(min=1),
         }
-
-    def update_mean(self, sums: Tensor, counts: Tensor, updated: Tensor) -> Tensor:
-        """Updates the running mean [D] of all contexts with those of a step, and returns it; the first step sets it.
-
-        Args:
-            sums: [U, D], sums of the contexts of each word.
-            counts: int64 [U], numbers of contexts.
-        """
-        count = counts.sum()
-        new = sums.sum(0) / count.clamp(min=1)
-        moved = torch.where(self.written == 0, new, self.mean.lerp(new, self.options.gamma))
-        self.mean.copy_(torch.where(updated & (count > 0), moved, self.mean))  # skipped steps may have NaN in the sums
-        return self.mean
 
 
 class NoteTokens:

@@ -137,8 +137,6 @@ class NoteDictionaryOptions:
     selected, in a fixed random order, until it is reached. It does not depend on the length of a sequence."""
     initial_std: NotNegative = 0.02
     """Standard deviation of the initial values of notes; 0 starts from zeros."""
-    center: bool = False
-    """Subtract the running mean of all contexts from each context before it is written."""
     leak: bool = False
     """Read the note of a word even if pieces of it are masked, although the note reveals them (an ablation)."""
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastbert.data.batches import Batch, PackedRows, TrainingBatches
-from fastbert.data.note_words import NoteWords
+from fastbert.data.note_words import PIECES, NoteWords
 from fastbert.data.rare import RareWords
 from fastbert.data.stages import BatchPlan
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.encoder import Encoder, initialize
-from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops
+from fastbert.model.flops import TRAINING, encoder_flops, mlm_head_flops, query_flops
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.note_dictionary import NoteDictionary
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
@@ -133,8 +133,7 @@ def words_of(row: list[int]) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("leak", [False, True])
 @pytest.mark.parametrize("micro", [8, 4, 2, 3])
 def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, document_mask: bool) -> None:
-    options = NoteDictionaryOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak, center=micro == 4)
-    mean: Tensor | None = None
+    options = NoteDictionaryOptions(half_window=K, gamma=0.3, mix=0.4, leak=leak)
     # With whole words, part of the masked positions are unused, but are those of words too.
     objective = build(options, dropout=0.1, masks=MLMOptions(mask_rate=0.2, whole_word=document_mask))
     optimizer = torch.optim.SGD(objective.parameters(), 0.3)
@@ -177,10 +176,8 @@ def test_ten_steps_against_a_dictionary_written_by_hand(micro: int, leak: bool, 
             again_across += sum(before[word] < len(contexts[word]) for word in before)
         again_within += sum(len(found) > 1 for found in contexts.values())
         drift, norm = [], []
-        of_step = torch.stack([context for found in contexts.values() for context in found]).mean(0)
-        mean = of_step if mean is None else 0.7 * mean + 0.3 * of_step
         for word, found in contexts.items():
-            new = 0.7 * theirs[word] + 0.3 * (torch.stack(found).mean(0) - (mean if options.center else 0))
+            new = 0.7 * theirs[word] + 0.3 * torch.stack(found).mean(0)
             drift.append((new - theirs[word]).norm())
             norm.append(new.norm())
             theirs[word] = new
@@ -220,10 +217,9 @@ def test_a_context_of_several_windows_is_one_mean(monkeypatch) -> None:
     torch.testing.assert_close(*tables, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("center", [False, True])
-def test_a_step_reads_what_stood_there_at_its_start(center: bool) -> None:
+def test_a_step_reads_what_stood_there_at_its_start() -> None:
     """Nothing is written between the micro-batches, nor if the update was skipped, nor outside training."""
-    objective = build(NoteDictionaryOptions(center=center))
+    objective = build(NoteDictionaryOptions())
     before = {name: tensor.clone() for name, tensor in objective.notes.state_dict().items()}
     inputs = [objective.sample(part, 0, 0) for part in batches(2).at(0)]
     for part in inputs:
@@ -235,14 +231,6 @@ def test_a_step_reads_what_stood_there_at_its_start(center: bool) -> None:
     assert objective.after_step(inputs, torch.tensor(False))["notes_drift"] == 0
     for name, tensor in objective.notes.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-
-
-def test_a_step_without_words_leaves_the_mean_of_contexts() -> None:
-    notes = NoteDictionary(NoteDictionaryOptions(center=True), 3, 4, 0)
-    notes.written += 1
-    notes.mean += 2.0
-    notes.update_mean(torch.zeros(64, 4), torch.zeros(64, dtype=torch.int64), torch.tensor(True))
-    assert (notes.mean == 2.0).all()
 
 
 def test_validation_reads_notes() -> None:
@@ -326,17 +314,29 @@ def test_products_are_those_that_torch_counts(whole_word: bool) -> None:
     objective = build(NoteDictionaryOptions(half_window=K), masks=MLMOptions(mask_rate=0.2, whole_word=whole_word))
     objective.notes = dictionary()
     objective.encoder.kernels = KERNELS["reference"]  # torch cannot look into operators of our own
-    least = objective.flops(ROWS, T) - objective.notes.context_flops(objective.config, ROWS, T)
+    others = objective.flops(ROWS, T) - objective.notes.context_flops(objective.config, ROWS, T)
     block = encoder_flops(objective.config, 9, T) - encoder_flops(objective.config, 1, T)  # of all tokens
+    size = 2 * K + PIECES
     counted: dict[bool, set[int]] = {False: set(), True: set()}
     for number in range(10):
         inputs = objective.sample(next(iter(batches(8).at(number))), 0, number)
         with FlopCounterMode(display=False) as counter:
             objective(inputs)["mlm"].backward()
         assert inputs.note_tokens.contexts.abs().sum() > 0
-        contexts = counter.get_total_flops() - least + objective.notes.flops(ROWS * T)
+        contexts = counter.get_total_flops() - others + objective.notes.flops(ROWS * T)
         counted[inputs.note_tokens.where.windows.whole_rows].add(contexts)
-    assert counted == {False: {objective.notes.context_flops(objective.config, ROWS, T)}, True: {block}}
+    assert counted == {False: {8 * query_flops(objective.config, T, size)}, True: {block}}
+
+
+def test_flops_of_contexts_are_those_of_the_average_batch() -> None:
+    config, rows, size = build(None).config, 24, 2 * K + PIECES
+    block = encoder_flops(config, rows + 1, T) - encoder_flops(config, 1, T)
+    found = []
+    for batch in (next(iter(batches(rows, rows=rows).at(number))) for number in range(200)):
+        windows = batch.noted.windows
+        found.append(block if windows.whole_rows else len(windows.firsts) * query_flops(config, T, size))
+    assert len(set(found)) > 1
+    assert dictionary().context_flops(config, rows, T) == pytest.approx(np.mean(found), rel=0.05)
 
 
 def dictionary() -> NoteDictionary:

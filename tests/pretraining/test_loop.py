@@ -320,7 +320,7 @@ def test_a_step_waits_for_nothing(
 ) -> None:
     words = WordPiece(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"))
     config = EncoderOptions(layers=1, width=16, heads=2, position=position).resolve(8, 12)
-    notes = NoteDictionary(NoteDictionaryOptions(center=True), 3, 16, 0) if with_notes else None
+    notes = NoteDictionary(NoteDictionaryOptions(), 3, 16, 0) if with_notes else None
     objective = MLM(config, MLMOptions(whole_word=whole_word), words, notes=notes).train()
     optimizer = build_optimizer(objective.named_parameters(), OptimizerOptions(optimizer), "cpu")
     # Word 2 of the dictionary at position 3 of the first row, two pieces long, and padding.
