@@ -10,7 +10,8 @@ from scipy.stats import chisquare
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.model.options import EncoderOptions
+from fastbert.model.note_dictionary import NoteDictionary
+from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives.multiple_choice import MultipleChoice
 from fastbert.objectives.options import MultipleChoiceOptions
 from tests.objectives.conftest import VOCABULARY, V, batch, build
@@ -291,3 +292,12 @@ def test_refused() -> None:
     few = WordPiece(VOCABULARY.tokens[:9])
     with pytest.raises(UserError, match="more than the 4 words"):
         build("multiple-choice", options=options(), vocabulary=few)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.3])
+def test_flops_count_the_contexts_of_notes_where_tokens_are_skipped(fraction: float) -> None:
+    objective = build("multiple-choice", options=options(unmasked_fraction=fraction))
+    without = objective.flops(8, 16)
+    objective.notes = notes = NoteDictionary(NoteDictionaryOptions(half_window=2), 3, 32, 0, 0.01, 0.02)
+    contexts = notes.context_flops(objective.config, 8, 16) if fraction < 1 else 0
+    assert objective.flops(8, 16) - without - notes.flops(8 * 16) == contexts >= 0
