@@ -184,6 +184,24 @@ def test_the_loss_near_notes(finished) -> None:
     assert others["mean"].std(0).max() < 1e-6 < notes.std(0).min()
     with pytest.raises(UserError, match="has no note dictionary"):
         script["compare"](baseline, str(finished["off"]), 40, 16)
+    objective.notes.writes[1:] = 0
+    assert np.isnan(script["similarity"](objective))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "more", "error"),
+    [
+        ("on", [], "baseline .* has a note dictionary"),
+        ("off", ["--sequences", "0"], ""),
+        ("off", ["--distance", "0"], ""),
+    ],
+)
+def test_arguments_of_the_loss_near_notes(baseline, more, error, finished, capsys, monkeypatch) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "loss_near_notes.py"))
+    monkeypatch.setattr(sys, "argv", ["loss_near_notes.py", str(finished[baseline]), str(finished["on"]), *more])
+    with pytest.raises(UserError if error else SystemExit, match=error):
+        script["main"]()
+    assert error or "must be at least 1, not 0" in capsys.readouterr().err
 
 
 def refused(flags: list[str], tmp_path: Path, capsys) -> str:

@@ -7,6 +7,7 @@ counts half. Accuracies of phenomena and of all pairs are means over paradigms.
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,15 +112,18 @@ def sentence_scores(scorer: Scorer, sentences: Sequence[Sentence], options: Eval
         UserError: a score is not finite.
     """
     rows = options.machine.micro_batch_size
-    words = odds = None
+    words = samples = odds = None
     if scorer.word_logits is not None:
-        words = log_probabilities(scorer, sentences, options.pll_form, rows)
+        words = samples = log_probabilities(scorer, sentences, options.pll_form, rows)
+    if scorer.temperature != 1:
+        of_samples = replace(scorer, word_logits=lambda *given: scorer.word_logits(*given) / scorer.temperature)
+        samples = log_probabilities(of_samples, sentences, options.pll_form, rows)
     if scorer.log_odds is not None:
         odds = log_odds(scorer, sentences, rows)
     if words is None or odds is None:
         values = [words if odds is None else odds]
     else:
-        both = [scorer.combined(log_q, value) for log_q, value in zip(words, odds, strict=True)]
+        both = [scorer.combined(log_q, value) for log_q, value in zip(samples, odds, strict=True)]
         values = [both, odds, words]
     found = {name: np.array([one.sum() for one in value]) for name, value in zip(scorer.names, values, strict=True)}
     for name, value in found.items():

@@ -7,9 +7,10 @@ Three scores of a token x_i in a sentence x exist, of which a model has one or m
                 multiple choice, for which it is the log-odds of [NOTA]
     objective   log p(x_i | x without x_i), by both networks of ELECTRA or of multiple choice together
 
-The last inverts the way in which the two networks were trained. With the mask rate m, the generator's probability q of
-x_i and the true probability p, a token is x_i and original with probability p (1 - m + m q), and x_i and replaced with
-probability (1 - p) m q. So an optimal discriminator's odds o = p (1 - m + m q) / ((1 - p) m q), and
+The last inverts the way in which the two networks were trained. With the mask rate m, the probability q of x_i among
+the samples that fill the masks (by the generator, at the temperature of the training) and the true probability p, a
+token is x_i and original with probability p (1 - m + m q), and x_i and replaced with probability (1 - p) m q. So an
+optimal discriminator's odds are o = p (1 - m + m q) / ((1 - p) m q), and
 
     p / (1 - p) = o m q / (1 - m + m q)
 
@@ -81,12 +82,15 @@ class Scorer:
     """Mask rate of the training, where both functions exist."""
     unmasked_fraction: float = 1.0
     """Fraction of the tokens without a mask that `log_odds` was trained with."""
+    temperature: float = 1.0
+    """Temperature of the samples by which masks were filled in the training of `log_odds`."""
     names: tuple[str, ...] = (PLL,)
     """Names of the scores, the main one first: that of `word_logits`; that of `log_odds`; or those of both together, of
     `log_odds` and of `word_logits`."""
 
     def combined(self, log_q: np.ndarray, log_odds: np.ndarray) -> np.ndarray:
-        """log p from the generator's log q and the encoder's log-odds (see the module's docstring)."""
+        """log p from the generator's log q, at `temperature`, and the encoder's log-odds (see the module's
+        docstring)."""
         masked = math.log(self.mask_rate) + log_q
         odds = log_odds + masked - np.log(1 - self.mask_rate + np.exp(masked) / self.unmasked_fraction)
         return -np.logaddexp(0, -odds)
@@ -144,6 +148,7 @@ def _of_objective(objective: Objective) -> dict[str, Any]:
         "log_odds": objective.original_log_odds,
         "mask_rate": objective.options.mask_rate,
         "unmasked_fraction": objective.options.unmasked_fraction,
+        "temperature": objective.options.temperature,
         "names": (*objective.score_names, objective.second_network),
     }
 
