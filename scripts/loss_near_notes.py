@@ -12,8 +12,8 @@ masked positions hardly changes. Here they are in three groups, for each RUN by 
 
 Positions within such words are in no group. The effect of the notes is the difference between near and matched of the
 change from BASELINE, with its standard error (rows are independent, positions of a row are not). The other columns
-change the notes that a trained model reads, near them: shuffled among the words, their mean for every word, none. What
-shuffling changes is due to what is specific to a word.
+change the notes that a trained model reads, near them: shuffled among the words, their mean for every word, off. What
+shuffling changes is due to what is specific to a word. `cosine` is the mean cosine of two notes.
 """
 
 import argparse
@@ -132,9 +132,10 @@ def altered(objective: MLM) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def similarity(objective: MLM) -> float:
-    """Mean cosine of the notes of two different words."""
+    """Mean cosine of the notes of two different words; NaN if fewer than two have been written."""
     notes = F.normalize(objective.notes.table[objective.notes.writes > 0].double(), dim=1)
-    count = len(notes)
+    if (count := len(notes)) < 2:
+        return math.nan
     return float((notes.sum(0).square().sum() - count) / (count * (count - 1)))
 
 
@@ -158,19 +159,32 @@ def compare(baseline: Losses, run: str, sequences: int, distance: int) -> list[s
     changes["none"] = mean_change(measure(setup, objective, sequences).values - losses.values, where["near"])
     pairs = (effect, *changes.values())
     shown = ("–" if math.isnan(mean) else f"{mean:+.4f} ± {error:.4f}" for mean, error in pairs)
-    return [run, str(where["near"].sum()), *shown, f"{similarity(objective):.3f}"]
+    cosine = similarity(objective)
+    return [run, str(where["near"].sum()), *shown, "–" if math.isnan(cosine) else f"{cosine:.3f}"]
+
+
+def positive(text: str) -> int:
+    """A number of the command line that is at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("baseline", help="run without notes")
     parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--sequences", type=int, default=12000, help="rows of the validation (12000)")
-    parser.add_argument("--distance", type=int, default=16, help="tokens (16)")
+    parser.add_argument("--sequences", type=positive, default=12000, help="rows of the validation (12000)")
+    parser.add_argument("--distance", type=positive, default=16, help="tokens (16)")
     given = parser.parse_args()
-    baseline = measure(*load(given.baseline), given.sequences)
+    setup, objective = load(given.baseline)
+    if objective.notes is not None:
+        raise UserError(f"the baseline {given.baseline} has a note dictionary; give a run without one first")
+    baseline = measure(setup, objective, given.sequences)
     rows = [compare(baseline, run, given.sequences, given.distance) for run in given.runs]
-    head = ["run", "near", "effect", "near", "matched", "elsewhere", "shuffled", "mean", "none", "cosine"]
+    print("Change of the masked loss in nats (negative: better), with standard errors: from the baseline (effect to")
+    print("elsewhere), and near words with notes from the run itself if its notes are changed (shuffled to off).")
+    head = ["run", "positions", "effect", "near", "matched", "elsewhere", "shuffled", "mean", "off", "cosine"]
     print(Table(head, rows).plain())
 
 

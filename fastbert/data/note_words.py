@@ -134,14 +134,13 @@ def segment_tokens(dataset: Dataset) -> int:
 
 
 def _whole_words(stream: TokenStream, length: int, work: Progress) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields blocks of (row, position, pieces, rare word) for rare words that are whole in a row, in stream order."""
+    """Yields blocks of (position, pieces, rare word) for rare words that are whole in a row, in stream order."""
     width = length - 1
     rows = len(stream) // width
     for start in range(0, rows, BLOCK_ROWS):
         found = stream.rare(start * width, min(start + BLOCK_ROWS, rows) * width)
-        row = found.positions // width
-        whole = (found.positions + np.maximum(found.lengths, 1) - 1) // width == row
-        yield row[whole], found.positions[whole], found.lengths[whole], found.words[whole]
+        whole = (found.positions + np.maximum(found.lengths, 1) - 1) // width == found.positions // width
+        yield found.positions[whole], found.lengths[whole], found.words[whole]
         work.update(min(start + BLOCK_ROWS, rows) * width)
 
 
@@ -187,17 +186,16 @@ class NoteWords:
         """
         self.width, self.half_window = length - 1, half_window
         self.documents = np.append(stream.documents, len(stream))
-        parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.int32))]
+        parts = [(np.zeros(0, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.int32))]
         with progress("finding the words of the note dictionary", len(stream), "tokens") as work:
-            for row, positions, lengths, words in _whole_words(stream, length, work):
+            for positions, lengths, words in _whole_words(stream, length, work):
                 words = row_of_word[words]
                 noted = words >= 0
-                parts.append((np.unique(row[noted]), positions[noted], lengths[noted], words[noted]))
-        rows, self.positions, self.lengths, self.words = (
+                parts.append((positions[noted], lengths[noted], words[noted]))
+        self.positions, self.lengths, self.words = (
             np.concatenate(part).astype(part[0].dtype) for part in zip(*parts, strict=True)
         )
         self.rows = len(stream) // self.width
-        self.rows_touched = len(rows)
 
     @property
     def tokens(self) -> int:

@@ -80,4 +80,5 @@ class MLM(Objective):
         return heading, list(map(str, fill_in(self, stream, vocabulary, length)))
 
     def metrics(self, measured: Mapping[str, float | None]) -> list[Metric]:
-        return [Metric("masked loss", measured["loss"], "nats"), Metric("masked accuracy", measured["accuracy"], "%")]
+        loss = Metric("masked loss", measured["loss"], "nats", words=True)
+        return [loss, Metric("masked accuracy", measured["accuracy"], "%")]

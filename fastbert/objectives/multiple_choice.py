@@ -37,8 +37,15 @@ from fastbert.model.encoder import select
 from fastbert.model.flops import TRAINING, encoder_flops
 from fastbert.model.heads import WordTransform
 from fastbert.model.shared_embeddings import SharedWords
-from fastbert.objectives.masking import Masks
-from fastbert.objectives.replacement import CANDIDATES, JUDGED, CorruptedInputs, Replacement, token_keys
+from fastbert.objectives.masking import Masks, mask_count
+from fastbert.objectives.replacement import (
+    CANDIDATES,
+    JUDGED,
+    CorruptedInputs,
+    Replacement,
+    binary_entropy,
+    token_keys,
+)
 
 FIRST = -(1 << 40)  # sorts before every hash
 
@@ -103,9 +110,11 @@ class MultipleChoice(Replacement):
         self.small_head = ControllerHead(self.generator_config, self.head.bias if self.options.shared_bias else None)
 
     def judged_count(self, length: int) -> int:
-        """J, the number of tokens of a row at which the encoder chooses in training."""
-        masked = self.masker.count(length)
-        return min(length, masked + max(1, round(self.options.unmasked_fraction * (length - masked))))
+        """J, the number of tokens of a row at which the encoder chooses in training: all that can be masked, and at
+        least one more."""
+        masked = mask_count(length, self.options.mask_rate)  # with whole words, the expected number
+        judged = masked + round(self.options.unmasked_fraction * (length - masked))
+        return min(length, max(judged, self.masker.count(length) + 1))
 
     @torch.no_grad()
     def judged(self, masks: Masks, keys: Tensor) -> Tensor | None:
@@ -132,10 +141,12 @@ class MultipleChoice(Replacement):
         ids, answers = self.candidates(inputs, filled, generator_hidden)
         scores = self.scores(inputs, filled, ids)
         if inputs.judged is not None:
-            # [NOTA] is right at all skipped tokens; with this constant the scores fit the odds of all tokens.
-            masked = inputs.positions.shape[1]
+            # [NOTA] is right at all skipped tokens; with f, that of each row, the scores fit the odds of all tokens.
+            masked = (inputs.targets != -100).sum(1, keepdim=True).to(scores.dtype)
             fraction = (inputs.judged.shape[1] - masked) / (filled.shape[1] - masked)
-            scores = torch.cat([scores[:, :-1], scores[:, -1:] + math.log(fraction)], 1)
+            scores = torch.cat(
+                [scores[:, :-1], scores[:, -1:] + fraction.log().expand_as(inputs.judged).reshape(-1, 1)], 1
+            )
         loss = F.cross_entropy(scores, answers, reduction="sum")
         with torch.no_grad():
             right = scores.gather(1, answers[:, None])
@@ -194,6 +205,11 @@ class MultipleChoice(Replacement):
         ids[:, -1] = torch.where(replaced, original, ids[:, -1])
         nota = self.options.choices - 1
         return ids, torch.where(replaced, nota - 1, nota)
+
+    def chance(self, replaced: float) -> dict[str, float]:
+        detection, choosing = binary_entropy(replaced), math.log(self.options.choices - 1)
+        choice = detection + replaced * choosing
+        return {"choice_loss": choice, "detection_loss": detection, "choosing_loss": choosing}
 
     def flops(self, batch: int, length: int) -> int:
         """FLOPs of one training step over [B, T]: both networks, their heads, and the forward pass that proposes

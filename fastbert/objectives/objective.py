@@ -29,6 +29,10 @@ class Metric(NamedTuple):
     """None if it is not finite."""
     unit: str = ""
     """nats; % for a fraction that is printed as a percentage; empty for a plain number."""
+    words: bool = False
+    """True for a mean -log p(word) over the masked positions, which is compared with the unigram entropy."""
+    chance: float | None = None
+    """Value of the best constant guess, if it is known."""
 
 
 @dataclass(frozen=True)
@@ -181,4 +185,4 @@ class Objective(nn.Module, ABC):
 
     def metrics(self, measured: Mapping[str, float | None]) -> list[Metric]:
         """Lines of the summary and of `fastbert evaluate`, from the values of a validation by name."""
-        return [Metric(name, value) for name, value in measured.items()]
+        return [Metric(name.replace("_", " "), value) for name, value in measured.items()]

@@ -9,6 +9,7 @@ original. No gradient flows through the sampling. Packed rows hold no padding, s
 Shapes: B rows, T tokens, M masked positions, V vocabulary, D width of the encoder, S width of the generator.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -218,5 +219,22 @@ class Replacement(Objective):
         return heading, list(map(str, detect_replaced(self, stream, vocabulary, length)))
 
     def metrics(self, measured: Mapping[str, float | None]) -> list[Metric]:
-        others = {name: value for name, value in measured.items() if name != "mlm_loss"}
-        return [Metric(self.second_network, measured["mlm_loss"], "nats"), *super().metrics(others)]
+        chance = {} if measured["replaced"] is None else self.chance(measured["replaced"])
+        metrics = [
+            Metric(self.second_network, measured["mlm_loss"], "nats", words=True),
+            Metric("total loss", measured["loss"]),
+        ]
+        for name, value in measured.items():
+            if name not in ("mlm_loss", "loss"):
+                unit = "nats" if name.endswith("_loss") or name == "entropy" else "%"
+                metrics.append(Metric(name.replace("_", " "), value, unit, chance=chance.get(name)))
+        return metrics
+
+    def chance(self, replaced: float) -> dict[str, float]:
+        """Losses, in nats, of constant guesses where this fraction of the tokens is replaced."""
+        return {f"{self.main}_loss": binary_entropy(replaced)}
+
+
+def binary_entropy(p: float) -> float:
+    """Entropy of an event of probability p, in nats."""
+    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)

@@ -45,9 +45,12 @@ def evaluate(
 
 
 def shown(figure: Metric, digits: int) -> str:
-    """The value of a metric, with `digits` decimals in nats and two fewer in percent."""
+    """The value of a metric, with `digits` decimals in nats and two fewer in percent, and that of a constant guess."""
     if figure.value is None:
         return NOT_FINITE
     if figure.unit == "%":
         return f"{100 * figure.value:.{digits - 2}f} %"
-    return f"{figure.value:.{digits}f} nats" if figure.unit == "nats" else f"{figure.value:.4f}"
+    if figure.unit != "nats":
+        return f"{figure.value:.{digits}f}"
+    chance = "" if figure.chance is None else f"   (chance: {figure.chance:.{digits}f})"
+    return f"{figure.value:.{digits}f} nats{chance}"

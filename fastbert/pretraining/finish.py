@@ -131,10 +131,10 @@ def summary(progress: Progress, figures: Sequence[str], unigram: float, examples
 
 
 def summary_lines(figures: Sequence[Metric], unigram: float) -> list[str]:
-    """A line for each figure; losses in nats are compared with the unigram entropy."""
+    """A line for each figure; losses of masked words are compared with the unigram entropy."""
     lines = []
     for figure in figures:
-        is_loss = figure.unit == "nats" and figure.value is not None
+        is_loss = figure.words and figure.value is not None
         comparison = f"   ({compared(unigram - figure.value)})" if is_loss else ""
         lines.append(f"  {figure.label:<17} {shown(figure, digits=3)}{comparison}")
     return lines

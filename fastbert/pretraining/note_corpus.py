@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from fastbert.data.note_words import NoteWords, choose_words
+from fastbert.data.note_words import SENTENCE, NoteWords, choose_words, segment_tokens
 from fastbert.data.prepare import PrepareOptions
 from fastbert.data.shards import SPLITS, Dataset
 from fastbert.errors import UserError
@@ -31,6 +32,10 @@ class NoteCorpus:
     """(split, length of a sequence) -> positions of the words."""
     length: int
     """Tokens per sequence, the longest of the run; all counts are for this length."""
+    available: int
+    """Number of words in the range of counts."""
+    segment: int
+    """Tokens of a segment, in which `fraction` is measured."""
 
     @property
     def train(self) -> NoteWords:
@@ -60,17 +65,20 @@ class NoteCorpus:
         """Lines that describe the words before training on this many sequences."""
         train = self.train
         epochs = sequences / train.rows
+        tokens = train.rows * train.width
+        segments = len(np.unique(train.positions // self.segment)) / math.ceil(tokens / self.segment)
+        every = "all " if self.words == self.available else ""
         lines = [
-            f"note dictionary: {self.words:,} words that occur {self.rarest} to {self.commonest} times: "
-            f"{100 * train.rows_touched / train.rows:.1f} % of the sequences contain one, "
-            f"{100 * train.tokens / (train.rows * (train.width + 1)):.2f} % of the tokens belong to them"
+            f"note dictionary: {every}{self.words:,} words that occur {self.rarest} to {self.commonest} times, in "
+            f"{100 * segments:.1f} % of the segments of {SENTENCE} words; {100 * train.tokens / tokens:.2f} % of the "
+            "tokens belong to them"
         ]
         if self.rarest * epochs < ENOUGH:
             least = math.ceil(ENOUGH / epochs)
             narrower = f", or choose words that occur more often (--notes.min-count {least})"
             lines.append(
-                f"the rarest words occur about {self.rarest * epochs:.1f} times in these {epochs:.3f} epochs, and "
-                f"a note of fewer than {ENOUGH} contexts is mostly noise; train longer"
+                f"the rarest words occur about {self.rarest * epochs:.1f} times in these {epochs:.3f} epochs; a note "
+                f"of fewer than {ENOUGH} contexts is mostly noise: train longer"
                 + (narrower if least <= self.options.max_count else "")
             )
         return lines
@@ -92,7 +100,7 @@ def find_note_words(
     """Chooses the words and finds them in both splits.
 
     Args:
-        length: tokens per sequence, for the fraction of sequences with a note.
+        length: tokens per sequence, the longest of the run.
         lengths: all sequence lengths of the run.
 
     Raises:
@@ -111,4 +119,6 @@ def find_note_words(
             for each in lengths
         },
         length,
+        int(((dataset.rare_counts >= options.min_count) & (dataset.rare_counts <= options.max_count)).sum()),
+        segment_tokens(dataset),
     )

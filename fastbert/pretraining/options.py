@@ -267,8 +267,8 @@ class EvaluateOptions:
     """Column of the text in a table; in JSON, its field."""
     length: Length | None = None
     """Tokens per sequence, [CLS] included (default: the model's positions, at most 512). More than the positions need a
-    position encoding that extrapolates. --pll cuts longer sentences between words; --pairs leaves out pairs with a
-    longer sentence, if it is given."""
+    position encoding that extrapolates. --pll cuts longer sentences between words; given with --pairs,
+    it leaves out pairs with a longer sentence."""
     max_tokens: Count = 1_000_000
     """Tokens of --source to read, in whole documents from the beginning of the text."""
     mask_rate: MaskRate = 0.15

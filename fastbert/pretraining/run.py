@@ -280,7 +280,12 @@ def check_same_experiment(
         return
     lines = LINE.join(changed)
     edited = [name for name in science if name != "data" and science[name] == stored.get(name) != expected.get(name)]
-    if edited:
+    if edited and expected.items() <= science.items():
+        fix = (
+            f"The run has no {', '.join(edited)}: it was started by an older version of fastbert, which can finish it, "
+            f"or {run.config} was changed after the start"
+        )
+    elif edited:
         fix = f"{run.config} was changed after the run was started: restore {', '.join(edited)}"
     elif expected.get("data") != science.get("data") and len(changed) == 1:
         fix = "The data differs from that of the run: resume with --data and the folder with which the run was started"

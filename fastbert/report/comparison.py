@@ -109,7 +109,7 @@ def warnings_of(runs: Sequence[Run]) -> list[str]:
     if len(objectives) > 1:
         found.append(
             f"The runs have different objectives ({', '.join(objectives)}): their losses are different quantities and "
-            "cannot be compared. Compare the encoders by fine-tuning."
+            "cannot be compared. Compare the encoders by minimal pairs (`fastbert evaluate --pairs`) or by fine-tuning."
         )
     for key, what in {"data": "data", "length": "sequence lengths"}.items():
         if len({text_of(run.science.get(key)) for run in runs}) > 1:

@@ -77,7 +77,8 @@ def further_metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def curves_svg(run: Run, baseline: float | None) -> str | None:
-    """Plots losses, the first further metric of validations (such as accuracy) and the learning rate of a run.
+    """Plots the loss, its parts if there are any, otherwise the first further metric of validations (such as accuracy),
+    and the learning rate of a run.
 
     Args:
         baseline: the unigram entropy, as a dotted line; None where the loss cannot be compared with it.
@@ -91,7 +92,9 @@ def curves_svg(run: Run, baseline: float | None) -> str | None:
     train, validation = curve(run, "train", "loss", 600), curve(run, "validation", "loss", 600)
     if train is None and validation is None:
         return None
-    further = [(name.replace("_", " "), curve(run, "validation", name, 600)) for name in further_metrics([run])[:1]]
+    names = further_metrics([run])
+    names = [name for name in names if name.endswith("_loss")] or names[:1]
+    further = [(name.replace("_", " "), curve(run, "validation", name, 600)) for name in names]
     further = [(title, one) for title, one in (*further, ("learning rate", curve(run, "train", "lr", 200))) if one]
 
     def plot(panels: Sequence[Any]) -> None:

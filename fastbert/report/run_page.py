@@ -48,7 +48,9 @@ def result_rows(run: Run) -> list[list[str]]:
     for figure in run.summary.get("figures", [{"label": k, "value": v} for k, v in run.summary["validation"].items()]):
         value, unit, difference = figure["value"], figure.get("unit", ""), ""
         text = "not finite" if value is None else f"{100 * value:.1f} %" if unit == "%" else f"{value:.4f}"
-        if unit == "nats" and value is not None:
+        if figure.get("chance") is not None:
+            difference = f"chance: {figure['chance']:.4f}"
+        if figure.get("words") and value is not None:
             difference = f"{abs(entropy - value):.3f} {'below' if value < entropy else 'above'} the unigram entropy"
         rows.append([figure["label"] + (" (nats)" if unit == "nats" else ""), text, difference])
     return [*rows, ["unigram entropy (nats)", f"{entropy:.4f}", ""]]

@@ -20,9 +20,10 @@ from fastbert.training.logbook import read_records
 NOTHING = "–"
 _NUMBER = (float, type(None))
 _MANIFEST = {"science": dict, "data": {"folder": str}, "sessions": [dict]}
+_FIGURE = {"label": str, "value": _NUMBER, "unit": str, "words?": bool, "chance?": _NUMBER}
 _SUMMARY = {
     **{"step": COUNT, "tokens": COUNT, "validation": {str: _NUMBER}, "unigram_entropy": float, "examples": [str]},
-    **{"seconds": float, "figures?": [{"label": str, "value": _NUMBER, "unit": str}]},
+    **{"seconds": float, "figures?": [_FIGURE]},
     **{"parameters?": COUNT, "flops?": float, "loss_in_nats?": bool, "examples_heading?": str},
 }
 _NOT_A_RUN = {

@@ -205,6 +205,18 @@ def test_accumulation_changes_the_order_of_sums_only() -> None:
     torch.testing.assert_close(tables[0], tables[2], rtol=1e-10, atol=1e-12)
 
 
+def test_a_context_of_several_windows_is_one_mean(monkeypatch) -> None:
+    tables = []
+    for pieces in (4, 0):  # with 0 every whole context is longer than a window
+        monkeypatch.setattr("fastbert.data.note_words.PIECES", pieces)
+        objective = build(NoteDictionaryOptions(half_window=K))
+        inputs, _ = step(objective, list(batches(8).at(0)), 0, torch.optim.SGD(objective.parameters(), 0.3))
+        tables.append(objective.notes.table)
+        where = inputs[0].note_tokens.where.windows
+        assert (where.lengths < where.totals)[where.lengths > 0].any() == (pieces == 0)
+    torch.testing.assert_close(*tables, rtol=1e-11, atol=1e-12)
+
+
 def test_a_step_reads_what_stood_there_at_its_start() -> None:
     """Nothing is written between the micro-batches, nor if the update was skipped, nor outside training."""
     objective = build(NoteDictionaryOptions())

@@ -1,6 +1,7 @@
 """Multiple choice: which candidates stand where, what is right, and the losses against plain indexing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from scipy.stats import chisquare
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.model.options import EncoderOptions
+from fastbert.model.note_dictionary import NoteDictionary
+from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
 from fastbert.objectives.multiple_choice import MultipleChoice
 from fastbert.objectives.options import MultipleChoiceOptions
 from tests.objectives.conftest import VOCABULARY, V, batch, build
@@ -183,6 +185,11 @@ def test_all_masked_tokens_and_a_uniform_fraction_of_the_others_are_judged() -> 
         chosen = torch.zeros_like(masked).scatter(1, judged, True)
         assert (chosen | ~masked).all()
         times += (chosen & ~masked).sum(0) / (~masked).sum(0)
+    # With whole words, 26 of 64 are masked, and for a part of the rows up to 33.
+    whole = build("multiple-choice", options=options(unmasked_fraction=0.3, whole_word=True))
+    assert whole.judged_count(64) == objective.judged_count(64) == 26 + 11
+    whole.options = replace(whole.options, unmasked_fraction=0.01)
+    assert whole.judged_count(64) == 33 + 1
     rest = times[3:] / 20  # nine tokens judged: seven of the fourteen others, or three of ten
     assert ((rest > 0.25) & (rest < 0.45)).all()
     assert torch.equal(objective.sample(rows, 0, 19).judged, inputs.judged)
@@ -193,9 +200,12 @@ def test_all_masked_tokens_and_a_uniform_fraction_of_the_others_are_judged() -> 
     assert objective.original_log_odds(rows.input_ids).shape == rows.input_ids.shape
 
 
-def test_odds_are_those_of_all_tokens() -> None:
-    """With constant scores and no sample that equals the word, the best odds are the frequencies among all tokens."""
-    objective = build("multiple-choice", options=options(unmasked_fraction=0.3)).double()
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_odds_are_those_of_all_tokens(whole_word: bool) -> None:
+    """With constant scores and no sample that equals the word, the best odds are the frequencies among all tokens, also
+    if only a part of the masked positions is used."""
+    given = options(unmasked_fraction=0.3, whole_word=whole_word)
+    objective = build("multiple-choice", options=given).double()
     rows = batch()
     rows.input_ids[rows.input_ids == 7] = 8
     with torch.no_grad():
@@ -259,3 +269,12 @@ def test_refused() -> None:
     few = WordPiece(VOCABULARY.tokens[:9])
     with pytest.raises(UserError, match="more than the 4 words"):
         build("multiple-choice", options=options(), vocabulary=few)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.3])
+def test_flops_count_the_contexts_of_notes_where_tokens_are_skipped(fraction: float) -> None:
+    objective = build("multiple-choice", options=options(unmasked_fraction=fraction))
+    without = objective.flops(8, 16)
+    objective.notes = notes = NoteDictionary(NoteDictionaryOptions(half_window=2), 3, 32, 0, 0.01, 0.02)
+    contexts = notes.context_flops(objective.config, 8, 16) if fraction < 1 else 0
+    assert objective.flops(8, 16) - without - notes.flops(8 * 16) == contexts >= 0

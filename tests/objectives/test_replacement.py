@@ -1,5 +1,6 @@
 """What both objectives of two networks promise: sharing, counting, micro-batches, randomness, and that they learn."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from fastbert.model.encoder import Windows
 from fastbert.model.kernel_choice import KERNELS
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.evaluation import evaluate
+from fastbert.pretraining.finish import summary_lines
 from fastbert.randomness import row_keys
 from tests.objectives.conftest import OPTIONS, V, batch, build, loss_of
 from tests.pretraining.test_loop import NoWaiting
@@ -250,6 +252,30 @@ def test_a_validation_has_the_weights_of_the_losses_and_leaves_the_mode(name: st
         assert all(module.training == training for module in objective.modules())
         seen.append(found)
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_chance_is_the_loss_of_the_best_constant_guess(name: str) -> None:
+    objective = build(name, options=OPTIONS[name](mask_rate=0.3))
+    replaced = evaluate(objective, [batch(8)], "fp32")["replaced"]
+    for parameter in objective.head.parameters():
+        parameter.data.zero_()
+    odds = math.log(replaced / (1 - replaced))
+    if name == "electra":
+        objective.head.output.bias.data.fill_(odds)
+    else:
+        objective.head.none.bias.data.fill_(math.log(objective.options.choices - 1) - odds)
+    metrics = objective.metrics(evaluate(objective, [batch(8)], "fp32"))
+    known = {metric.label: metric for metric in metrics if metric.chance is not None}
+    assert (
+        known.keys()
+        == {"electra": {"rtd loss"}, "multiple-choice": {"choice loss", "detection loss", "choosing loss"}}[name]
+    )
+    for label, metric in known.items():
+        assert metric.value == pytest.approx(metric.chance, rel=1e-5)
+        line = next(line for line in summary_lines(metrics, 5.0) if label in line)
+        assert line.endswith(f"{metric.value:.3f} nats   (chance: {metric.chance:.3f})")
+    assert [metric.label for metric in metrics if metric.words] == [objective.second_network]
 
 
 @pytest.mark.parametrize("whole_word", [False, True])

@@ -103,6 +103,11 @@ def test_a_damaged_config_is_overruled_or_refused(whole: Path, run: Path, capsys
     config.write_text(text.replace("seed: 0", "seed: 1"))
     printed = resumed(run, capsys, code=2)
     assert "seed: 0 -> 1" in printed and "config.yaml was changed after the run was started: restore seed" in printed
+    config.write_text(
+        text.replace("notes:\n  enabled: false", "notes:\n  enabled: true")
+    )  # as if these were new options
+    printed = resumed(run, capsys, code=2)
+    assert "The run has no notes.enabled, notes.half_window" in printed and "by an older version of fastbert" in printed
     config.write_text(text.replace("eval_sequences: 16", "eval_sequences: 20"))
     printed = resumed(run, capsys)
     assert "config.yaml was changed after the run was started: eval_sequences: 16 -> 20" in printed

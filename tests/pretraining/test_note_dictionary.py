@@ -3,6 +3,7 @@ start."""
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -15,9 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.config import digest, leaves, load_yaml
+from fastbert.data.note_words import choose_words, segment_tokens
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
+from fastbert.model.options import NoteDictionaryOptions
 from fastbert.pretraining import note_corpus
+from fastbert.pretraining.note_corpus import find_note_words
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.training.hardware import describe_machine, memory
 from tests.flags import main
@@ -180,6 +184,24 @@ def test_the_loss_near_notes(finished) -> None:
     assert others["mean"].std(0).max() < 1e-6 < notes.std(0).min()
     with pytest.raises(UserError, match="has no note dictionary"):
         script["compare"](baseline, str(finished["off"]), 40, 16)
+    objective.notes.writes[1:] = 0
+    assert np.isnan(script["similarity"](objective))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "more", "error"),
+    [
+        ("on", [], "baseline .* has a note dictionary"),
+        ("off", ["--sequences", "0"], ""),
+        ("off", ["--distance", "0"], ""),
+    ],
+)
+def test_arguments_of_the_loss_near_notes(baseline, more, error, finished, capsys, monkeypatch) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "loss_near_notes.py"))
+    monkeypatch.setattr(sys, "argv", ["loss_near_notes.py", str(finished[baseline]), str(finished["on"]), *more])
+    with pytest.raises(UserError if error else SystemExit, match=error):
+        script["main"]()
+    assert error or "must be at least 1, not 0" in capsys.readouterr().err
 
 
 def refused(flags: list[str], tmp_path: Path, capsys) -> str:
@@ -210,7 +232,20 @@ def test_a_source_is_prepared_with_the_requested_range(corpus, tmp_path, monkeyp
     options = open_dataset(folder).record["options"]
     assert (options["rare_min"], options["rare_max"]) == (20, 700)
     printed = capsys.readouterr().err
-    assert "words that occur 2" in printed and "of the sequences contain one" in printed and "mostly noise" in printed
+    assert "words that occur 2" in printed and "of the segments of 25 words" in printed and "mostly noise" in printed
+
+
+def test_the_fraction_that_is_printed_is_that_of_the_option(prepared: Path) -> None:
+    dataset = open_dataset(prepared)
+    stream, width = dataset.split("train"), segment_tokens(dataset)
+    rare = stream.rare(0, len(stream))
+    for fraction in (0.1, 1.0):
+        options = NoteDictionaryOptions(enabled=True, fraction=fraction)
+        line = find_note_words(options, dataset, 256, [256]).summary(10)[0]
+        printed = re.fullmatch(r"note dictionary: (all )?.* times, in ([\d.]+) % of the segments of 25 words; .*", line)
+        assert bool(printed[1]) == (fraction == 1)
+        words = rare.positions[choose_words(dataset, 50, 500, fraction)[rare.words] >= 0]
+        assert float(printed[2]) == pytest.approx(100 * len(set(words // width)) / (len(stream) / width), rel=0.05)
 
 
 def test_a_dictionary_that_does_not_fit_is_refused(flags, tmp_path, capsys, monkeypatch) -> None:

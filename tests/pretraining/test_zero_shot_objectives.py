@@ -61,6 +61,17 @@ def test_the_score_of_both_networks_inverts_their_training(unmasked: float) -> N
     )
 
 
+@torch.no_grad()
+def log_samples(scorer: Scorer, one: scoring.Sentence) -> np.ndarray:
+    """Log-probability of each word among the samples that fill its mask."""
+    objective, ids = scorer.log_odds.__self__, torch.from_numpy(one.ids.astype(np.int64))
+    shown = ids.expand(len(one.positions), -1).scatter(1, torch.from_numpy(one.positions)[:, None], scorer.mask_id)
+    rows = zip(one.positions, shown, strict=True)
+    logits = torch.stack([objective.word_logits(objective.small(row[None])[0, index]) for index, row in rows])
+    q = logits.double().softmax(-1)
+    return q.gather(1, ids[one.positions][:, None])[:, 0].log().numpy()
+
+
 def test_names_and_values(run, capsys, tmp_path) -> None:
     names = {"electra": ("electra", "discriminator", "generator")}
     expected = names.get(run.name, ("multiple-choice", "choice", "meta controller"))
@@ -78,7 +89,7 @@ def test_names_and_values(run, capsys, tmp_path) -> None:
     assert scorer.unmasked_fraction == (1.0 if run.name == "electra" else 0.5)
     words = scoring.log_probabilities(scorer, sentences, "salazar")
     odds = scoring.log_odds(scorer, sentences)
-    both = [scorer.combined(a, b).sum() for a, b in zip(words, odds, strict=True)]
+    both = [scorer.combined(log_samples(scorer, a), b).sum() for a, b in zip(sentences, odds, strict=True)]
     rows = [json.loads(line)["scores"] for line in out.read_text().splitlines()]
     found = [[row[name][key] for row in rows for key in ("good", "bad")] for name in expected]
     assert found[0] == pytest.approx(both, rel=1e-5)

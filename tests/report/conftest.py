@@ -31,7 +31,7 @@ def make_run(folder: Path, records: list[dict] | None = None, finished: bool = T
     (folder / "config.yaml").write_text("eval_sequences: 512\nmachine:\n  kernels: auto\n  threads: 1\n")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if finished:
-        figures = [{"label": "masked loss", "value": 5.5, "unit": "nats"}]
+        figures = [{"label": "masked loss", "value": 5.5, "unit": "nats", "words": True}]
         examples = ["a held-out [sentence].\n      -> word 50 %, text 20 %, line 5 %"]
         summary = {"step": science["steps"], "tokens": 10240, "validation": {"loss": 5.5, "accuracy": 0.125}}
         summary |= {

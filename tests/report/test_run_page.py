@@ -47,14 +47,16 @@ def test_options_that_differ_come_first_and_all_in_a_fold(page: str) -> None:
 def test_a_loss_above_the_entropy_and_one_that_is_not_finite(run_folder) -> None:
     run = read_run(run_folder("a"))
     run.summary["figures"][:] = [
-        {"label": "masked loss", "value": 6.25, "unit": "nats"},
+        {"label": "masked loss", "value": 6.25, "unit": "nats", "words": True, "chance": None},
         {"label": "masked accuracy", "value": 0.125, "unit": "%"},
-        {"label": "generator loss", "value": None, "unit": "nats"},
+        {"label": "generator loss", "value": None, "unit": "nats", "words": True},
+        {"label": "rtd loss", "value": 0.25, "unit": "nats", "words": False, "chance": 0.5},
     ]
     assert result_rows(run) == [
         ["masked loss (nats)", "6.2500", "0.250 above the unigram entropy"],
         ["masked accuracy", "12.5 %", ""],
         ["generator loss (nats)", "not finite", ""],
+        ["rtd loss (nats)", "0.2500", "chance: 0.5000"],
         ["unigram entropy (nats)", "6.0000", ""],
     ]
 

@@ -1,5 +1,6 @@
 """What a report reads of a run's folder: figures, axes, and what is wrong."""
 
+import re
 import shutil
 
 import pytest
@@ -143,6 +144,14 @@ def test_the_plot_of_a_run_is_the_same_bytes_and_loads_nothing(run_folder) -> No
     for word in ("<script", "<image", "@import", 'href="http'):
         assert word not in svg
     assert curves_svg(read_run(run_folder("b", [])), None) is None
+
+
+def test_the_plot_of_a_run_has_every_part_of_its_loss(run_folder) -> None:
+    pytest.importorskip("matplotlib")
+    parts = {"mlm_loss": 5.0, "replaced": 0.1, "detection_loss": 0.2, "choosing_loss": 1.0, "entropy": 5.0}
+    run = read_run(run_folder("a", [{"step": n, "split": "validation", "loss": 9.0, **parts} for n in (1, 2)]))
+    titles = re.findall(r">(\w+ loss|replaced|entropy)</text>", curves_svg(run, None))
+    assert titles == ["mlm loss", "detection loss", "choosing loss"]
 
 
 def test_numbers_of_records() -> None:

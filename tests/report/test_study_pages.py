@@ -41,14 +41,16 @@ def pages(tmp_path_factory) -> dict[str, str]:
     )
     curves = {
         name: {
-            seed: [Point(s, 1e9 * s, s / 60, 9 - number - s / 100 + 0.01 * seed * number) for s in (50, 100, 200)]
+            seed: [
+                Point(s / 200, s, 1e9 * s, s / 60, 9 - number - s / 100 + 0.01 * seed * number) for s in (50, 100, 200)
+            ]
             for seed in range(3)
         }
         for number, name in enumerate(NAMES)
     }
     measure = Measure("validation loss", False, curves)
     ablation = ReportPage("Ablation", tmp_path_factory.mktemp("ablation"))
-    ablation.table(fractions_table(compare_variants(measure, False)))
+    ablation.table(fractions_table(measure, compare_variants(measure, False)))
     ablation.table(finals_table(measure, compare_variants(measure, False)))
     ablation.plot("curves.svg", "Curves.", plot_curves, measure, 6.0)
     for page in (sweep, ablation):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from fastbert.studies.ablate.ablate import report_ablation
-from fastbert.studies.ablate.ablation_tables import format_value, planned_table
-from fastbert.studies.ablate.analysis import SAME_COST, Measure, Point, compare_variants, end_at
+from fastbert.studies.ablate.ablation_tables import format_value, fraction_cell, planned_table
+from fastbert.studies.ablate.analysis import SAME_COST, CostFraction, Measure, Point, compare_variants, end_at
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.report import ReportPage
@@ -136,6 +136,12 @@ def test_a_difference_that_rounds_to_zero_has_no_minus_sign() -> None:
     assert format_value(lower, -1e-9, "+") == "+0.0000"
 
 
+def test_a_range_of_fractions_has_one_unit() -> None:
+    assert fraction_cell(CostFraction((0.51, 0.67, 0.58), (False,) * 3)) == "58 % (51 to 67 %)"
+    assert fraction_cell(CostFraction((0.51, math.inf, 0.58), (True,) * 3)) == "≤ 58 % (51 to not reached)"
+    assert fraction_cell(CostFraction((0.5, 0.5), (False,) * 2)) == "50 %"
+
+
 SMALLER = "Fraction of the baseline's cost at smaller budgets"
 
 
@@ -201,7 +207,7 @@ def test_tables_of_smaller_budgets_and_equal_cost(reported) -> None:
     assert [row[:4] for row in pairs][:2] == [["all", "a", "3", "48.00"], ["steps", "b", "3", "96.00"]]
     minutes = {row[1]: row[2:] for row in pairs if row[0] == "minutes"}
     assert minutes["b"][:2] == ["3", "48.00"] and minutes["b"][-1] == "undecided: within the spread"
-    assert minutes["c"][:2] == ["0", "–"] and minutes["c"][-1] == "undecided: ends at 40 % of this cost"
+    assert minutes["c"][:2] == ["0", "–"] and minutes["c"][-1] == "no value: ends at 40 % of this cost"
     rows = {row[0]: row for row in loss if row[1] == "b"}
     base = next(row for row in loss if row[1] == "a")
     assert rows["minutes"][3] == base[3] and float(rows["steps"][6]) == pytest.approx(
@@ -231,6 +237,6 @@ def test_a_step_is_priced_relative_to_the_baseline(planned, monkeypatch) -> None
     ablation, study = planned(variants={"a": None, "b": {"ffn": 256}})
     first, wide = planned_table(study, ablation).rows
     flops = [objective.flops(8, 16) for objective in (variant.setup.objective() for variant in study.variants)]
-    assert wide[3] == f"{100 * (flops[1] / flops[0] - 1):+.1f} %" and first[3] == "–" == first[5]
-    assert (first[4], wide[4]) == ("100", "200") and wide[5] == "+100.0 %"
-    assert (first[6], wide[6]) == ("10 %", "5 %")
+    assert wide[2] == f"{flops[1]:.3g} ({100 * (flops[1] / flops[0] - 1):+.1f} %)" and first[2] == f"{flops[0]:.3g}"
+    assert (first[3], wide[3]) == ("100", "200 (+100.0 %)")
+    assert (first[4], wide[4]) == ("10 %", "5 %")

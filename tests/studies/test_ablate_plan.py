@@ -221,11 +221,13 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
     assert list(measure.curves) == ["absolute", "tupe-r", "pre"] and not results.hardly_learned()
     assert report_ablation(tmp_path / "out", "known", ablation, results) == 0
     printed, remarks = capsys.readouterr()
+    base = statistics.fmean(measure.finals("absolute").values())
+    better, worse = (f"{base - statistics.fmean(measure.finals(name).values()):+.4f}" for name in ("tupe-r", "pre"))
     (line,) = [line for line in printed.splitlines() if line.startswith("tupe-r")]
     flops = 50 * study.variants[1].flops / study.variants[0].flops
-    assert line.split() == ["tupe-r", "reached", "3", "50", "%", f"{flops:.0f}", "%", "150", "%"]
+    assert line.split() == ["tupe-r", "reached", better, "3", "50", "%", f"{flops:.0f}", "%", "150", "%"]
     (line,) = [line for line in printed.splitlines() if line.startswith("pre")]
-    assert line.split() == ["pre", "not", "reached", "3", "–", "–", "–"]
+    assert line.split() == ["pre", "not", "reached", worse, "3", "–", "–", "–"]
     reason = "electra is not compared by validation loss, because its validation differs: objective: electra"
     assert "electra" not in printed and reason in remarks
     assert printed.startswith("Fraction of absolute's cost at which its final quality is reached: validation loss\n")
@@ -236,7 +238,7 @@ def test_a_report_of_known_curves(planned, timed, tmp_path, capsys) -> None:
         "The losses of electra are not comparable" in report
         and "in rounds in which the variants alternate: the fastest round" in report
     )
-    assert "`tupe-r`: position: 'absolute' to 'tupe-r'" in report
+    assert "\n- `tupe-r`: position tupe-r (instead of absolute)\n" in report
     assert "## Fraction of the baseline's cost to reach its final quality\n" in report
     assert f"## Not compared\n\n- {reason} instead of mlm\n" in report and limit in report
     tables = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
@@ -365,7 +367,7 @@ def test_no_variant_leaves_a_report_unnamed(planned, timed, words, tmp_path, cap
             del rows[job.id]
     report_ablation(tmp_path / "out", "gaps", ablation, AblationResults(study, rows))
     report = (tmp_path / "out" / "report" / "report.md").read_text()
-    assert "| words, accuracy x 100 | gone    |     0 |         – |    – | undecided: no common seed" in report
+    assert "| words, accuracy x 100 | gone    |     0 |         – |        – | undecided: no common seed" in report
     assert re.search(r"\| gone +\| mlm +\| +0 \| +– \| +–", report)
     rows = {key: row for key, row in rows.items() if row["kind"] != "finetune"}
     capsys.readouterr()

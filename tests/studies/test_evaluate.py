@@ -263,6 +263,14 @@ def test_an_evaluation_is_what_defines_its_result(evaluated, tmp_path) -> None:
     assert ids()[0] != before[0] and ids()[1] == before[1]
 
 
+def test_pairs_that_are_too_long_are_reported_once(evaluated, tmp_path, capsys) -> None:
+    """Encodings that extrapolate and those that do not are checked separately."""
+    with open(tmp_path / "pairs" / "verb.jsonl", "a") as file:
+        file.write(json.dumps({"sentence_good": "the people " * 6, "sentence_bad": "people the " * 6}) + "\n")
+    evaluated(evaluate={"pairs": str(tmp_path / "pairs"), "length": 12})
+    assert capsys.readouterr().err.count("of more than 12 tokens") == 1
+
+
 def test_the_hash_of_the_data_covers_all_of_it() -> None:
     pair = Pair("the cat", "cat the", "u", "p", "file, line 1")
     before = hash_of([pair], [])

@@ -9,7 +9,7 @@ Three scores of a token x_i in a sentence x exist, of which a model has one or m
 
 The last inverts the way in which the two networks were trained. With the mask rate m, the generator's probability q of
 x_i and the true probability p, a token is x_i and original with probability p (1 - m + m q), and x_i and replaced with
-probability (1 - p) m q. So an optimal discriminator's odds o = p (1 - m + m q) / ((1 - p) m q), and
+probability (1 - p) m q. So an optimal discriminator's odds are o = p (1 - m + m q) / ((1 - p) m q), and
 
     p / (1 - p) = o m q / (1 - m + m q)
 
@@ -86,7 +86,8 @@ class Scorer:
     `log_odds` and of `word_logits`."""
 
     def combined(self, log_q: np.ndarray, log_odds: np.ndarray) -> np.ndarray:
-        """log p from the generator's log q and the encoder's log-odds (see the module's docstring)."""
+        """log p from the generator's log q and the encoder's log-odds (see the module's
+        docstring)."""
         masked = math.log(self.mask_rate) + log_q
         odds = log_odds + masked - np.log(1 - self.mask_rate + np.exp(masked) / self.unmasked_fraction)
         return -np.logaddexp(0, -odds)

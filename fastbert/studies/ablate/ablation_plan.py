@@ -329,7 +329,7 @@ def check_scores(ablation: Ablation, evaluation: PlannedEvaluation, variants: Se
     Raises:
         UserError: one of them will not.
     """
-    checked = set()
+    checked, pairs = set(), evaluation.pairs
     for variant in variants:
         setup, config = variant.setup, variant.setup.config
         where = f"{ablation.path}: {variant.name}, evaluate: pairs"
@@ -352,7 +352,8 @@ def check_scores(ablation: Ablation, evaluation: PlannedEvaluation, variants: Se
             precision=setup.precision,
         )
         with prefixed(where):
-            distinct_sentences(scorer, short_pairs(scorer, evaluation.pairs, evaluation.options.length))
+            pairs = short_pairs(scorer, pairs, evaluation.options.length)  # reports once what it leaves out
+            distinct_sentences(scorer, pairs)
 
 
 def evaluation_of(variant: PlannedVariant, evaluation: PlannedEvaluation, point: MeasuredPoint, out: Path) -> Job:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastbert.config import differences, leaves
+from fastbert.config import leaves
 from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
@@ -60,7 +60,7 @@ def write_ablation_report(report: ReportPage, ablation: Ablation, results: Ablat
     compared = {measure.name: compare_variants(measure, results.hardly_learned()) for measure in results.measures}
     along = [measure for measure in results.measures if measure.along]
     if along:
-        _fractions(report, {measure.name: compared[measure.name] for measure in along})
+        _fractions(report, along, {measure.name: compared[measure.name] for measure in along})
     if along and ablation.anneal is not None:  # else the points before the end are not the ends of trainings
         _smaller_budgets(report, results, along)
         _equal_cost(report, ablation, results, along)
@@ -89,15 +89,16 @@ def _overview(report: ReportPage, ablation: Ablation, results: AblationResults) 
     first = _options(plan.variants[0])
     lines = []
     for variant in plan.variants[1:]:
-        changes = [line.replace("->", "to") for line in differences(first, _options(variant))]
-        lines.append(f"`{variant.name}`: {'; '.join(changes)}")
+        changed = {name: value for name, value in _options(variant).items() if value != first[name]}
+        changes = (f"{name} {value}" + _instead_of(first[name]) for name, value in changed.items())
+        lines.append(f"`{variant.name}`: {', '.join(changes)}")
     report.points(lines)
     report.table(planned_table(plan, ablation))
     report.text(
-        "Relative: a step compared with the baseline's. FLOPs are computed in closed form for all networks, forward "
-        "and backward. The time of a step was measured before the first job, in rounds in which the variants "
-        "alternate: the fastest round, because other work on the machine only slows steps down. Spread: the slowest "
-        "round relative to the fastest."
+        "In brackets the difference from the baseline's step. FLOPs are computed in closed form for all networks, "
+        "forward and backward. The time of a step was measured before the first job, in rounds in which the variants "
+        "alternate: the fastest round, because other work on the machine only slows steps down. Spread: how much "
+        "slower the slowest round was."
     )
     if ablation.anneal is None:
         points = (
@@ -146,17 +147,24 @@ def _options(variant: Any) -> dict[str, Any]:
     return {leaf.name: leaf.value for leaf in leaves(variant.setup.options)}
 
 
-def _fractions(report: ReportPage, compared: dict[str, list[VariantComparison]]) -> None:
+def _instead_of(value: Any) -> str:
+    """The baseline's value of an option, if it has one, that a variant changes."""
+    return "" if value is None else f" (instead of {value})"
+
+
+def _fractions(report: ReportPage, along: list[Measure], compared: dict[str, list[VariantComparison]]) -> None:
     report.heading("Fraction of the baseline's cost to reach its final quality")
-    for name, rows in compared.items():
-        report.text(f"By {name}:")
-        report.table(fractions_table(rows))
+    for measure in along:
+        rows = compared[measure.name]
+        report.text(f"By {measure.name}:")
+        report.table(fractions_table(measure, rows))
         if limit := limits(rows):
             report.text(limit)
     report.text(
-        "The median over the seeds, in brackets the smallest and the largest. Each seed is compared with the "
-        "baseline's training of the same seed: that training's final value is the target, and fractions are relative "
-        "to its final cost. The linearly interpolated curve reaches the target at the cost from which it is never "
+        "Better by: the mean difference of the final values, positive if the variant is better. Fractions: the median "
+        "over the seeds, in brackets the smallest and the largest. Each seed is compared with the baseline's training "
+        "of the same seed: that training's final value is the target, and fractions are relative to its final cost. "
+        "The linearly interpolated curve reaches the target at the cost from which it is never "
         "worse again. `≤`: the first point already reaches the target. A variant is undecided unless its final values "
         "differ from the baseline's by more than the noise of the measure (below) and the paired t-test over seeds, "
         "adjusted over the variants by Holm's method, gives a p below 0.05; a decided variant has reached the "
@@ -222,7 +230,7 @@ def _at_end(report: ReportPage, measures: Sequence[Measure], compared: dict[str,
         for row in compared[measure.name][1:]:
             better = format_value(measure, row.result and row.result.mean, "+")
             body.append([measure.name, row.variant, str(len(row.seeds)), better, p_value(row.p), row.verdict])
-    report.table(Table(["measure", "variant", "seeds", "better by", "Holm", "verdict"], body))
+    report.table(Table(["measure", "variant", "seeds", "better by", "p (Holm)", "verdict"], body))
     for limit in dict.fromkeys(limits(compared[measure.name]) for measure in measures):
         if limit:
             report.text(limit)
@@ -305,6 +313,7 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
     nats = results.objective.loss_in_nats
     column = "masked loss" if nats else f"{results.baseline.setup.options.objective} loss"
     report.table(Table(["variant", "objective", "seeds", column, "other medians"], rows))
+    report.text("Medians over the seeds. Losses and entropies are in nats.")
     if incomparable:
         report.text(
             f"The losses of {', '.join(incomparable)} are not comparable with the baseline's: their validation "

@@ -10,7 +10,7 @@ from fastbert.errors import plural
 from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
-from fastbert.studies.ablate.ablation_plan import AblationPlan
+from fastbert.studies.ablate.ablation_plan import AblationPlan, PlannedVariant
 from fastbert.studies.ablate.analysis import CostFraction, Measure, VariantComparison, compare_variants, limits
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
@@ -28,14 +28,16 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
     end = 1 + (ablation.anneal or 0)
     first = plan.variants[0]
     seconds = {variant.name: variant.mean(variant.step_seconds) for variant in plan.variants}
+
+    def relative(value: float, baseline: float, variant: PlannedVariant) -> str:
+        return "" if variant is first else f" ({100 * (value / baseline - 1):+.1f} %)"
+
     rows = [
         [
             variant.name,
             f"{variant.parameters / 1e6:.2f}M",
-            f"{variant.flops:.3g}",
-            NOTHING if variant is first else f"{100 * (variant.flops / first.flops - 1):+.1f} %",
-            f"{1e3 * seconds[variant.name]:.3g}",
-            NOTHING if variant is first else f"{100 * (seconds[variant.name] / seconds[first.name] - 1):+.1f} %",
+            f"{variant.flops:.3g}{relative(variant.flops, first.flops, variant)}",
+            f"{1e3 * seconds[variant.name]:.3g}{relative(seconds[variant.name], seconds[first.name], variant)}",
             f"{100 * plan.spread(variant):.0f} %",
             f"{variant.steps}",
             f"{variant.flops_to(plan.points[variant.name][-1]):.3g}",
@@ -44,7 +46,7 @@ def planned_table(plan: AblationPlan, ablation: Ablation) -> Table:
         for variant in plan.variants
     ]
     steps = "steps" if end == 1 else "steps before annealing"
-    head = ["variant", "parameters", "FLOPs per step", "relative", "ms per step", "relative", "spread"]
+    head = ["variant", "parameters", "FLOPs per step", "ms per step", "spread"]
     return Table([*head, steps, "FLOPs", "minutes"], rows)
 
 
@@ -105,13 +107,21 @@ def fraction_cell(fraction: CostFraction) -> str:
     """The median over seeds and, in brackets, the smallest and the largest."""
     median = ("≤ " if fraction.median_at_most else "") + format_fraction(fraction.median)
     least, most = (format_fraction(value) for value in (min(fraction.values), max(fraction.values)))
-    return median if least == most else f"{median} ({least} to {most})"
+    return median if least == most else f"{median} ({least.removesuffix(' %')} to {most})"
 
 
-def fractions_table(rows: Sequence[VariantComparison]) -> Table:
-    """Fractions of the baseline's cost, variants x units; only variants that have reached its quality have them."""
-    body = [[row.variant, row.verdict, str(len(row.seeds)), *_fraction_cells(row)] for row in rows]
-    return Table(["variant", "verdict", "seeds", *OF_UNITS], body)
+def fractions_table(measure: Measure, rows: Sequence[VariantComparison]) -> Table:
+    """Verdicts and fractions of the baseline's cost, variants x units; only variants that have reached its quality have
+    fractions."""
+    body = [
+        [row.variant, row.verdict, _better(measure, row), str(len(row.seeds)), *_fraction_cells(row)] for row in rows
+    ]
+    return Table(["variant", "verdict", "better by", "seeds", *OF_UNITS], body)
+
+
+def _better(measure: Measure, row: VariantComparison) -> str:
+    """The mean difference of final values from the baseline's; positive if the variant is better."""
+    return format_value(measure, row.result and row.result.mean, "+")
 
 
 def _fraction_cells(row: VariantComparison) -> list[str]:
@@ -131,11 +141,10 @@ def targets_table(measure: Measure, compared: Mapping[float, Sequence[VariantCom
     body = []
     for rows in zip(*(rows[1:] for rows in compared.values()), strict=True):
         for point, value, row in zip(compared, values, rows, strict=True):
-            better = format_value(measure, row.result and row.result.mean, "+")
-            cells = [better, p_value(row.p), row.verdict, str(len(row.seeds))]
+            cells = [_better(measure, row), p_value(row.p), row.verdict, str(len(row.seeds))]
             target = [f"{100 * point:g} %", format_value(measure, value)]
             body.append([row.variant, *target, *cells, *_fraction_cells(row)])
-    head = ["variant", "point", "baseline", "better by", "Holm", "verdict", "seeds"]
+    head = ["variant", "budget", "target", "better by", "p (Holm)", "verdict", "seeds"]
     return Table([*head, *OF_UNITS], body)
 
 
@@ -177,7 +186,7 @@ def _statistics(measure: Measure, row: VariantComparison) -> list[str]:
     return [
         str(len(values)),
         *(format_value(measure, figures[name]) for name in ("median", "mean", "std")),
-        format_value(measure, result and result.mean, "+"),
+        _better(measure, row),
         interval,
         p_value(result and result.p_t),
         p_value(row.p),
@@ -209,7 +218,7 @@ def _outside(measure: Measure, variant: str, unit: str) -> str:
     seeds."""
     baseline, curve = (next(iter(measure.curves[name].values())) for name in (next(iter(measure.curves)), variant))
     first, last = (100 * getattr(point, unit) / getattr(baseline[-1], unit) for point in (curve[0], curve[-1]))
-    return f"undecided: {f'ends at {last:.0f}' if last < 100 else f'begins at {first:.0f}'} % of this cost"
+    return f"no value: {f'ends at {last:.0f}' if last < 100 else f'begins at {first:.0f}'} % of this cost"
 
 
 def phenomena_table(results: AblationResults) -> Table:
@@ -250,7 +259,7 @@ def printed_fractions(results: AblationResults) -> str:
         rows = compare_variants(measure, results.hardly_learned())
         if measure.along:
             what = f"Fraction of {results.baseline.name}'s cost at which its final quality is reached: {measure.name}"
-            lines += [what, fractions_table(rows).plain(), ""]
+            lines += [what, fractions_table(measure, rows).plain(), ""]
         else:
             lines += [f"At the end: {measure.name}", finals_table(measure, rows).plain(), ""]
         if limit := limits(rows):
