@@ -22,6 +22,7 @@ Both networks use the same word embedding E. A learned matrix W projects it from
 logits are h (E W)^T + b. Shapes as in `replacement`; k choices.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
