@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -202,10 +203,13 @@ class NoteWords:
         """Tokens of all occurrences."""
         return int(self.lengths.sum(dtype=np.int64))
 
-    @property
-    def per_row(self) -> float:
-        """Mean number of occurrences in a row."""
-        return len(self.positions) / max(1, self.rows)
+    @cached_property
+    def frequencies(self) -> "NoteFrequencies":
+        """Frequencies in the split."""
+        counts = np.bincount(self.positions // self.width, minlength=max(1, self.rows))
+        tokens = self.width + 1
+        pieces = self.tokens / len(counts)
+        return NoteFrequencies(float(counts.mean()) / tokens, float(counts.var()) / tokens, pieces / tokens)
 
     def step_words(self, indices: np.ndarray) -> StepWords:
         """The words in the rows `indices` of a whole global batch."""
@@ -250,7 +254,7 @@ class NoteWords:
         parts = -(-lengths // size)
         context = np.repeat(np.arange(len(lengths)), parts)
         before = spread(np.zeros_like(parts), parts) * size  # tokens of the context in front of each of its windows
-        sizes = window_sizes(self.per_row * rows, rows, self.width + 1, size)
+        sizes = window_sizes(self.frequencies, rows, self.width + 1, size)
         padded = next((count for count in sizes if count >= len(context)), None)
         of_windows = np.zeros((4, padded or _bucket(len(context))), np.int64)
         of_windows[0], of_windows[3] = distinct - 1, 1
@@ -271,21 +275,32 @@ def window_size(half_window: int, length: int) -> int:
     return min(2 * half_window + PIECES, length - 1)
 
 
-def window_sizes(expected: float, rows: int, length: int, size: int) -> dict[int, float]:
+@dataclass(frozen=True)
+class NoteFrequencies:
+    """Frequencies of words with notes, per token."""
+
+    occurrences: float = 0.0
+    variance: float = 0.0
+    """Variance of the number of occurrences in a row, divided by the row's tokens."""
+    pieces: float = 0.0
+
+
+def window_sizes(frequencies: NoteFrequencies, rows: int, length: int, size: int) -> dict[int, float]:
     """The numbers E to which the windows of a micro-batch are padded, so that there are few distinct shapes, and the
     approximate fraction of the micro-batches with each; the others have more windows. A number that has more tokens
     than the whole rows is left out.
 
     Args:
-        expected: mean number of occurrences in the micro-batch.
         rows, length: shape of the micro-batch, [B, T].
         size: W.
     """
-    deviation = 1.3 * math.sqrt(expected)  # a rare word often occurs again soon
-    counts = sorted({8 * math.ceil((expected + more * deviation) / 8) for more in (0.25, 1.0, 2.5)})
+    tokens = rows * length
+    expected, deviation = frequencies.occurrences * tokens, math.sqrt(frequencies.variance * tokens)
+    unit = 8 if expected > 12 else 1
+    counts = sorted({unit * math.ceil((expected + more * deviation) / unit) for more in (0.25, 1.0, 2.5)})
     found, below = {}, 0.0
     for count in counts:
-        if count * size < rows * length:
+        if 0 < count * size < tokens:
             fraction = NormalDist(expected, max(deviation, 1e-9)).cdf(count + 0.5)
             found[count], below = fraction - below, fraction
     return found

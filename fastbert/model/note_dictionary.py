@@ -21,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbert.data.note_words import Occurrences, window_size, window_sizes
+from fastbert.data.note_words import NoteFrequencies, Occurrences, window_size, window_sizes
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Windows
 from fastbert.model.flops import block_flops, query_flops
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.training.world import ONE_PROCESS, World
+
+UNKNOWN = NoteFrequencies()
 
 
 class NoteDictionary(nn.Module):
@@ -45,20 +47,17 @@ class NoteDictionary(nn.Module):
         words: int,
         width: int,
         seed: int,
-        occurrences_per_token: float = 0.0,
-        pieces_per_token: float = 0.0,
+        frequencies: NoteFrequencies = UNKNOWN,
     ) -> None:
         """
         Args:
             words: W.
             width: D.
             seed: seed of the experiment.
-            occurrences_per_token, pieces_per_token: frequencies of words with notes, and of their pieces, in the
-                training text; for `flops`.
+            frequencies: those of the training text, for `flops`.
         """
         super().__init__()
-        self.options = options
-        self.occurrences_per_token, self.pieces_per_token = occurrences_per_token, pieces_per_token
+        self.options, self.frequencies = options, frequencies
         digest = hashlib.sha256(f"{seed}/notes".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         table = torch.zeros(words, width)
@@ -72,15 +71,15 @@ class NoteDictionary(nn.Module):
         """FLOPs of the sums of a step over this many tokens, as an average over the corpus: one multiply-add for each
         value of the hidden states in the windows, three for each value of a piece that reads a note, two for each that
         is written."""
-        windows = self.occurrences_per_token * 2 * self.options.half_window + self.pieces_per_token
-        values = windows + 3 * self.pieces_per_token + 2 * self.occurrences_per_token
+        occurrences, pieces = self.frequencies.occurrences, self.frequencies.pieces
+        values = occurrences * (2 * self.options.half_window + 2) + 4 * pieces
         return round(tokens * 2 * self.table.shape[1] * values)
 
     def context_flops(self, config: EncoderConfig, batch: int, length: int) -> int:
         """FLOPs of the last block, forward, for the contexts of a step over [B, T] in one micro-batch, where the
         objective computes it for other tokens only; as an average over the corpus."""
         size = window_size(self.options.half_window, length)
-        sizes = window_sizes(self.occurrences_per_token * batch * length, batch, length, size)
+        sizes = window_sizes(self.frequencies, batch, length, size)
         windows = sum(count * fraction for count, fraction in sizes.items()) * query_flops(config, length, size)
         whole_rows = (1 - sum(sizes.values())) * batch * block_flops(config, length, length)
         return round(windows + whole_rows)

@@ -55,11 +55,7 @@ class NoteCorpus:
                     f"has {free / 1e9:.2f} GB left: lower --notes.fraction, narrow --notes.min-count to "
                     "--notes.max-count, or lower --width"
                 )
-        train = self.train
-        tokens = train.rows * (train.width + 1)
-        return NoteDictionary(
-            self.options, self.words, width, seed, len(train.positions) / tokens, train.tokens / tokens
-        )
+        return NoteDictionary(self.options, self.words, width, seed, self.train.frequencies)
 
     def summary(self, sequences: int) -> list[str]:
         """Lines that describe the words before training on this many sequences."""

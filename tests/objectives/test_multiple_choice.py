@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import chisquare
 
+from fastbert.data.note_words import NoteFrequencies
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.model.note_dictionary import NoteDictionary
@@ -275,6 +276,8 @@ def test_refused() -> None:
 def test_flops_count_the_contexts_of_notes_where_tokens_are_skipped(fraction: float) -> None:
     objective = build("multiple-choice", options=options(unmasked_fraction=fraction))
     without = objective.flops(8, 16)
-    objective.notes = notes = NoteDictionary(NoteDictionaryOptions(half_window=2), 3, 32, 0, 0.01, 0.02)
+    objective.notes = notes = NoteDictionary(
+        NoteDictionaryOptions(half_window=2), 3, 32, 0, NoteFrequencies(0.01, 0.01, 0.02)
+    )
     contexts = notes.context_flops(objective.config, 8, 16) if fraction < 1 else 0
     assert objective.flops(8, 16) - without - notes.flops(8 * 16) == contexts >= 0

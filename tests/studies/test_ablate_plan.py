@@ -63,6 +63,19 @@ def test_budgets_in_every_unit(planned) -> None:
     assert equal_steps(Budget("steps", tokens=128_000), study.variants) == [1000, 1000, 1000]
 
 
+def test_a_later_variant_is_timed_relative_to_the_baseline(planned, monkeypatch) -> None:
+    """On a machine that is half as fast by now, it takes three times as long as the baseline then and now."""
+    variants = {"a": None, "b": {"position": "tupe-r"}}
+    time_steps(monkeypatch, lambda setup, *_: 0.3 if setup.options.encoder.position == "tupe-r" else 0.1)
+    _, before = planned(variants={"a": None, "c": {"norm": "pre"}})
+    seconds = iter([0.6, 0.2] * 5)
+    time_steps(monkeypatch, lambda setup, *_: next(seconds))
+    _, study = planned(known=before.seconds, variants=variants)
+    assert [variant.step_seconds[8, 16] for variant in study.variants] == pytest.approx([0.1, 0.3])
+    assert study.seconds.items() >= {key: before.seconds[key] for key in study.seconds.keys() & before.seconds}.items()
+    assert next(seconds, None) is None
+
+
 def test_stages_cost_what_their_steps_do(planned) -> None:
     """A variant with short sequences first: its points and its budget are sums over its steps."""
     variants = {"all long": None, "short first": {"first_length": 4, "first_fraction": 0.5}}

@@ -1,6 +1,6 @@
 """Costs of an ablation's variants in steps, FLOPs and minutes, and the numbers of steps at which they cost the same."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -131,23 +131,30 @@ def timed_round(setup: PretrainSetup, objective: nn.Module, seconds: float, plan
     return time_training(setup, objective, seconds, plan, ROUND_STEPS).seconds
 
 
-def step_seconds(variants: Iterable[PlannedVariant], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
+def step_seconds(variants: Sequence[PlannedVariant], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """Seconds per step of each variant and shape: known ones are reused, others are measured in rounds in which the
-    variants alternate."""
+    variants alternate. If only some are known, a known one (the baseline's, if it is) is measured with them, and they
+    are scaled by what became of it: the machine may be slower or faster than it was."""
     wanted = {timing_key(v.setup, shape): (v, shape) for v in variants for shape in sorted(v.step_flops)}
     found = {key: known[key] for key in wanted if key in known}
     left = {key: value for key, value in wanted.items() if key not in found}
     if not left:
         return found
-    echo(f"timing the steps of {plural(len({v.name for v, _ in left.values()}), 'variant')}, in {ROUNDS} rounds")
+    names = plural(len({variant.name for variant, _ in left.values()}), "variant")
+    reference = next(iter(found), None)
+    if reference is not None:
+        left[reference] = wanted[reference]
+    measured: dict[str, list[float]] = {}
+    echo(f"timing the steps of {names}, in {ROUNDS} rounds")
     with progress("timing steps", ROUNDS * len(left), "timings") as shown:
         for _ in range(ROUNDS):
             for key, (variant, shape) in left.items():
                 plan = batches.BatchPlan.constant(*shape)
                 seconds = timed_round(variant.setup, variant.setup.objective(), ROUND_SECONDS, plan)
-                found.setdefault(key, []).append(seconds)
+                measured.setdefault(key, []).append(seconds)
                 shown.update(shown.done + 1)
-    return found
+    change = undisturbed(found[reference]) / undisturbed(measured[reference]) if reference is not None else 1.0
+    return {key: [change * seconds for seconds in measured[key]] for key in measured} | found
 
 
 def timed_variants(
