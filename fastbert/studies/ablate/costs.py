@@ -133,8 +133,8 @@ def timed_round(setup: PretrainSetup, objective: nn.Module, seconds: float, plan
 
 def step_seconds(variants: Sequence[PlannedVariant], known: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """Seconds per step of each variant and shape: known ones are reused, others are measured in rounds in which the
-    variants alternate. If only some are known, a known one (the baseline's, if it is) is measured with them, and they
-    are scaled by what became of it: the machine may be slower or faster than it was."""
+    variants alternate. Next to known ones, a known one (the baseline's, if it is) is measured again with the others,
+    which are scaled by its change: the machine may be slower or faster than it was."""
     wanted = {timing_key(v.setup, shape): (v, shape) for v in variants for shape in sorted(v.step_flops)}
     found = {key: known[key] for key in wanted if key in known}
     left = {key: value for key, value in wanted.items() if key not in found}
