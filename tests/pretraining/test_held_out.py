@@ -279,7 +279,7 @@ def test_two_networks(corpus, flags, tmp_path, capsys) -> None:
         assert result[name] == pytest.approx(value, rel=1e-9)
     assert main([*evaluated, "--model", str(run)]) == 0
     printed = capsys.readouterr().out
-    assert f"rtd_loss          {result['rtd_loss']:.4f}" in printed, printed
+    assert f"rtd loss          {result['rtd_loss']:.4f} nats" in printed, printed
     assert f"generator         {result['mlm_loss']:.4f} nats" in printed
     assert main([*evaluated, "--model", str(run / "model")]) == 2
     assert "for an export of ELECTRA or multiple choice, its run" in capsys.readouterr().err
