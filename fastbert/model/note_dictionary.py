@@ -16,6 +16,7 @@ W tokens.
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,13 +162,12 @@ class NoteTokens:
         """Mixes the notes into word embeddings [B, T, D]; no gradient flows into the notes."""
         where, notes = self.where, self.notes
         flat = words_BTD.flatten(0, 1)
-        pieces = flat.index_select(0, where.tokens)
+        pieces = flat.detach().index_select(0, where.tokens)
         rows = where.words.index_select(0, where.slots).index_select(0, where.owners)
         note = notes.table.index_select(0, rows)
-        note = F.normalize(note, dim=1) * pieces.detach().norm(dim=1, keepdim=True)
-        # Differences are added, because padding points to the first [CLS]: it adds zero there.
+        note = F.normalize(note, dim=1) * pieces.norm(dim=1, keepdim=True)
         weight = self.shown.to(note.dtype) * notes.options.mix
-        return flat.index_add(0, where.tokens, (weight * (note - pieces)).to(flat.dtype)).view_as(words_BTD)
+        return Mixture.apply(flat, where.tokens, pieces, note, weight).view_as(words_BTD)
 
     @property
     def windows(self) -> Windows:
@@ -185,6 +185,24 @@ class NoteTokens:
         inside = torch.arange(where.size, device=hidden_EWD.device) < where.lengths[:, None]
         hidden_EWD = hidden_EWD.to(self.notes.table.dtype)
         self.contexts = (hidden_EWD * inside[:, :, None]).sum(1) / where.totals[:, None]
+
+
+class Mixture(torch.autograd.Function):
+    """(1 - weight) e + weight note at the tokens, e elsewhere. Autograd's own gradient of this has two more passes over
+    all embeddings."""
+
+    @staticmethod
+    def forward(ctx: Any, words: Tensor, tokens: Tensor, pieces: Tensor, note: Tensor, weight: Tensor) -> Tensor:
+        """Embeddings [B T, D], indices [P], embeddings and notes there [P, D], weights [P, 1]."""
+        ctx.save_for_backward(tokens, weight)
+        # Differences are added, because padding points to the first [CLS]: it adds zero there.
+        return words.index_add(0, tokens, (weight * (note - pieces)).to(words.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        tokens, weight = ctx.saved_tensors
+        change = weight * gradient.index_select(0, tokens)
+        return gradient.index_add(0, tokens, -change.to(gradient.dtype)), None, None, None, None
 
 
 def add_rows(into: Tensor, index: Tensor, rows: Tensor) -> None:
