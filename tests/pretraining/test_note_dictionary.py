@@ -188,20 +188,23 @@ def test_the_loss_near_notes(finished) -> None:
     assert np.isnan(script["similarity"](objective))
 
 
-@pytest.mark.parametrize(
-    ("baseline", "more", "error"),
-    [
-        ("on", [], "baseline .* has a note dictionary"),
-        ("off", ["--sequences", "0"], ""),
-        ("off", ["--distance", "0"], ""),
-    ],
-)
-def test_arguments_of_the_loss_near_notes(baseline, more, error, finished, capsys, monkeypatch) -> None:
+@pytest.mark.parametrize("more", [["--sequences", "0"], ["--distance", "0"]])
+def test_arguments_of_the_loss_near_notes(more, finished, capsys, monkeypatch) -> None:
+    with pytest.raises(SystemExit, match="^2$"):
+        loss_near_notes(finished["off"], finished["on"], more, monkeypatch)
+    assert "must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_the_baseline_of_the_loss_near_notes_has_none(finished, monkeypatch) -> None:
+    with pytest.raises(UserError, match="baseline .* has a note dictionary"):
+        loss_near_notes(finished["on"], finished["on"], [], monkeypatch)
+
+
+def loss_near_notes(baseline: Path, run: Path, more: list[str], monkeypatch) -> None:
+    """Runs the script."""
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "loss_near_notes.py"))
-    monkeypatch.setattr(sys, "argv", ["loss_near_notes.py", str(finished[baseline]), str(finished["on"]), *more])
-    with pytest.raises(UserError if error else SystemExit, match=error):
-        script["main"]()
-    assert error or "must be at least 1, not 0" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["loss_near_notes.py", str(baseline), str(run), *more])
+    script["main"]()
 
 
 def refused(flags: list[str], tmp_path: Path, capsys) -> str:
