@@ -190,13 +190,13 @@ def test_the_loss_near_notes(finished) -> None:
 
 @pytest.mark.parametrize("more", [["--sequences", "0"], ["--distance", "0"]])
 def test_arguments_of_the_loss_near_notes(more, finished, capsys, monkeypatch) -> None:
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         loss_near_notes(finished["off"], finished["on"], more, monkeypatch)
     assert "must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_the_baseline_of_the_loss_near_notes_has_none(finished, monkeypatch) -> None:
-    with pytest.raises(UserError, match="baseline .* has a note dictionary"):
+    with pytest.raises(UserError, match=r"baseline .* has a note dictionary"):
         loss_near_notes(finished["on"], finished["on"], [], monkeypatch)
 
 
