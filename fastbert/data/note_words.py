@@ -114,17 +114,20 @@ def choose_words(dataset: Dataset, least: int, most: int, fraction: float) -> np
     )
 
     stream = dataset.split("train")
-    segments = math.ceil(len(stream) / (width := segment_tokens(dataset)))
-    lowest = np.full(segments, none, np.int32)  # the lowest rank of the words that begin in each segment
+    width = segment_tokens(dataset)
+    block = width * max(1, BLOCK_TOKENS // width)
+    first_words = np.zeros(len(band), np.int64)  # by rank: segments in which no word has a lower one
     with progress("choosing words for the note dictionary", len(stream), "tokens") as work:
-        for start in range(0, len(stream), BLOCK_TOKENS):
-            found = stream.rare(start, stop := min(start + BLOCK_TOKENS, len(stream)))
-            np.minimum.at(lowest, found.positions // width, rank[found.words])
+        for start in range(0, len(stream), block):
+            stop = min(start + block, len(stream))
+            found = stream.rare(start, stop)
+            lowest = np.full(math.ceil((stop - start) / width), none, np.int32)
+            np.minimum.at(lowest, (found.positions - start) // width, rank[found.words])
+            first_words += np.bincount(lowest[lowest < none], minlength=len(band))
             work.update(stop)
-    touched = lowest[lowest < none]
-    wanted = min(len(touched), math.ceil(fraction * segments))
-    last = np.partition(touched, wanted - 1)[wanted - 1]
-    chosen = rank <= last
+    touched = first_words.cumsum()
+    wanted = min(int(touched[-1]), math.ceil(fraction * math.ceil(len(stream) / width)))
+    chosen = rank <= np.searchsorted(touched, wanted)
     return np.where(chosen, np.cumsum(chosen) - 1, -1).astype(np.int32)
 
 
@@ -206,10 +209,11 @@ class NoteWords:
     @cached_property
     def frequencies(self) -> "NoteFrequencies":
         """Frequencies in the split."""
-        counts = np.bincount(self.positions // self.width, minlength=max(1, self.rows))
-        tokens = self.width + 1
-        pieces = self.tokens / len(counts)
-        return NoteFrequencies(float(counts.mean()) / tokens, float(counts.var()) / tokens, pieces / tokens)
+        rows, tokens = max(1, self.rows), self.width + 1
+        _, counts = np.unique(self.positions // self.width, return_counts=True)
+        mean = len(self.positions) / rows
+        variance = float(np.square(counts, dtype=np.float64).sum()) / rows - mean**2
+        return NoteFrequencies(mean / tokens, variance / tokens, self.tokens / rows / tokens)
 
     def step_words(self, indices: np.ndarray) -> StepWords:
         """The words in the rows `indices` of a whole global batch."""

@@ -84,19 +84,32 @@ class AttentionContext:
     row_keys: Tensor | None
     """int32 [B], dropout keys of the rows; None without dropout."""
 
-    def of_rows(self, rows: Tensor) -> "AttentionContext":
-        """Inputs of the rows with these indices, int64 [E]."""
+    def of_queries(self, only: TokenIndex) -> "AttentionContext":
+        """Bias and rotation of the queries of the tokens `only`."""
 
-        def select_rows(x: Tensor | None, shared: bool = False) -> Tensor | None:
-            return x if x is None or (shared and len(x) == 1) else x.index_select(0, rows)
+        def of(x: Tensor) -> Tensor:
+            return select(x.transpose(1, 2), only).transpose(1, 2)
+
+        bias = None if self.bias is None else of(self.bias)
+        return replace(self, bias=bias, rotation=self.rotation and tuple(map(of, self.rotation)))
+
+    def of_windows(self, rows: Tensor, tokens: Tensor) -> "AttentionContext":
+        """Inputs of the queries `tokens` [E, W] in the `rows` [E]: their bias [E, H, W, T] and rotation, and the
+        rows of everything else."""
+
+        def of_queries(x: Tensor) -> Tensor:
+            return x.transpose(1, 2)[rows[:, None] if len(x) > 1 else 0, tokens].transpose(1, 2)
+
+        def of_rows(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.index_select(0, rows)
 
         return replace(
             self,
-            bias=select_rows(self.bias, shared=True),
-            rotation=self.rotation and tuple(select_rows(part, shared=True) for part in self.rotation),
-            key_padding=select_rows(self.key_padding),
-            segments=select_rows(self.segments),
-            row_keys=select_rows(self.row_keys),
+            bias=None if self.bias is None else of_queries(self.bias),
+            rotation=self.rotation and tuple(map(of_queries, self.rotation)),
+            key_padding=of_rows(self.key_padding),
+            segments=of_rows(self.segments),
+            row_keys=of_rows(self.row_keys),
         )
 
 
@@ -159,36 +172,35 @@ class Attention(nn.Module):
             k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if context.rotation is not None:
             k = rotate(k, context.rotation)
-        output = self.attend(q, k, v, context, only)
+        positions = only if isinstance(only, Tensor) else None
+        output = self.attend(q, k, v, context if only is None else context.of_queries(only), positions)
         if windows is None:
             return output, None
         with torch.no_grad():
             rows, tokens = windows
             q = self.queries(select_windows(x_BTD, rows, tokens), weights[0], biases[0])
             k, v = k.index_select(0, rows), v.index_select(0, rows)
-            return output, self.attend(q, k, v, context.of_rows(rows), tokens)
+            return output, self.attend(q, k, v, context.of_windows(rows, tokens), tokens)
 
     def queries(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[B, M, D] -> [B, H, M, K]."""
         return F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, only: TokenIndex) -> Tensor:
-        """Output [B, M, D] of the queries [B, H, M, K] of the tokens `only`, not yet rotated, for keys and values
-        [B, H, T, K]."""
-        bias, rotation = context.bias, context.rotation
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, positions: Tensor | None) -> Tensor:
+        """Output [B, M, D] of the queries [B, H, M, K], not yet rotated, for keys and values [B, H, T, K].
+
+        Args:
+            context: inputs of these queries.
+            positions: int64 [B, M], indices of the queries in their rows; None if they are the first M.
+        """
         options = {"key_padding": context.key_padding, "segments": context.segments}
-        if only is not None:
-            if bias is not None:
-                bias = select(bias.transpose(1, 2), only).transpose(1, 2)
-            if isinstance(only, Tensor):
-                options["query_positions"] = only
-            if rotation is not None:
-                rotation = tuple(select(part.transpose(1, 2), only).transpose(1, 2) for part in rotation)
-        if rotation is not None:
-            q = rotate(q, rotation)
+        if positions is not None:
+            options["query_positions"] = positions
+        if context.rotation is not None:
+            q = rotate(q, context.rotation)
         if context.row_keys is not None and self.dropout_p:
             options |= {"dropout_p": self.dropout_p, "keys": combine(context.row_keys, self.site)}
-        values_BHMK = context.function(q, k, v, bias, scale=context.scale, **options)
+        values_BHMK = context.function(q, k, v, context.bias, scale=context.scale, **options)
         return self.out(values_BHMK.transpose(1, 2).flatten(2))
 
 

@@ -86,8 +86,7 @@ class Scorer:
     `log_odds` and of `word_logits`."""
 
     def combined(self, log_q: np.ndarray, log_odds: np.ndarray) -> np.ndarray:
-        """log p from the generator's log q and the encoder's log-odds (see the module's
-        docstring)."""
+        """log p from the generator's log q and the encoder's log-odds (see the module's docstring)."""
         masked = math.log(self.mask_rate) + log_q
         odds = log_odds + masked - np.log(1 - self.mask_rate + np.exp(masked) / self.unmasked_fraction)
         return -np.logaddexp(0, -odds)
