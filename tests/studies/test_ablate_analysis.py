@@ -155,6 +155,20 @@ def test_a_difference_below_the_scatter_of_seeds_is_none() -> None:
     assert row.p < 0.001 and row.verdict == "undecided: within the spread"
 
 
+def test_a_difference_beyond_the_spread_may_lack_significance() -> None:
+    """Values of docs/results/study.md: the pairs differ more than the seeds of a variant."""
+    base = ends(4.0375, 4.0543, 4.0846)
+    variants = {
+        "relative": ends(3.9873, 4.0030, 3.9900),
+        "tupe-a": ends(3.9703, 3.9768, 3.9783),
+        "tupe-r": ends(3.9659, 3.9744, 3.9719),
+    }
+    found = measure(higher=False, base=base, **variants)
+    rows = compare_variants(found, False)[1:]
+    assert [row.verdict for row in rows] == ["undecided: p 0.057"] * 3 and not any(row.decided for row in rows)
+    assert min(row.result.mean for row in rows) > noise(found).visible
+
+
 def test_tests_over_several_variants_are_adjusted() -> None:
     a, b, c = [10.0, 10.5, 9.8], [11.0, 11.6, 10.6], [10.9, 11.6, 10.8]
     rows = compare_variants(measure(base=ends(*a), one=ends(*b), two=ends(*c)), False)

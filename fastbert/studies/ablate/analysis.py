@@ -238,6 +238,8 @@ def _verdict(result: Paired | None, p: float | None, scatter: "Noise | None", ha
         return "undecided: the baseline has hardly learned"
     if result.n == 1:
         return "undecided: one seed has no spread"
+    if p is not None and p >= LEVEL and scatter is not None and abs(result.mean) > scatter.visible:
+        return f"undecided: p {p:.2g}"
     if p is None or p >= LEVEL or abs(result.mean) <= scatter.std:
         return "undecided: within the spread"
     return "reached" if result.mean > 0 else "not reached"
