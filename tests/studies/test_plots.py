@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from fastbert.studies.ablate.ablation_plots import plot_curves
-from fastbert.studies.ablate.analysis import Measure, Point
+from fastbert.studies.ablate.ablation_plots import plot_budgets, plot_curves
+from fastbert.studies.ablate.analysis import Measure, Point, compare_variants
 from fastbert.studies.shared.plots import LABEL_GAP, label_ends, plot_settings, series_style, write_plot
 
 
@@ -54,6 +54,32 @@ def test_equal_curves_are_all_visible(tmp_path) -> None:
     assert len(set(thick)) == 3 and len(thick) >= 9  # in three panels
     for name in ("a &amp; b", "$c$", "d"):
         assert texts[0].count(f">{name}</text>") == 2
+
+
+def test_fractions_over_budgets_are_those_of_the_table() -> None:
+    """A line through the medians, hollow where undecided; a variant that never reaches the target has none."""
+
+    def curve(*values: float) -> list[Point]:
+        return [Point(n / 3, n, 2.0 * n, 3.0 * n, value) for n, value in enumerate(values, 1)]
+
+    curves = {
+        "base": [curve(9.0, 6.0, 3.0), curve(9.0, 6.01, 3.01), curve(9.0, 6.02, 3.02)],
+        "sooner": [curve(6.0, 3.0, 2.0), curve(6.01, 3.01, 2.02), curve(6.02, 3.02, 2.01)],
+        "late": [curve(9.5, 6.5, 2.0), curve(9.6, 5.0, 2.02), curve(9.6, 6.4, 2.01)],
+        "worse": [curve(9.8, 9.7, 9.61), curve(9.8, 9.7, 9.63), curve(9.8, 9.7, 9.62)],
+    }
+    measure = Measure("loss", False, {name: dict(enumerate(seeds)) for name, seeds in curves.items()})
+    compared = {point: compare_variants(measure.until(point), False, measure) for point in measure.fractions[1:]}
+    figure = plot_budgets(compared)
+    late = [50 * (2 + 0.38 / 4.39), 100 / 3 * (2 + 3.38 / 4.39)]
+    for panel in figure.axes:
+        lines = [line for line in panel.lines if line.get_linestyle() not in ("None", ":") and len(line.get_xdata())]
+        found = [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+        budgets = pytest.approx([200 / 3, 100])
+        assert found == [(budgets, pytest.approx([50, 200 / 3])), (budgets, pytest.approx(late))]
+        fills = [line.get_markerfacecolor() == "white" for line in panel.lines if line.get_zorder() == 3]
+        assert fills == [True, False, True, False]  # at two thirds the seeds of `late` differ, so the noise is larger
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sooner", "late"]
 
 
 def test_settings_are_offset(tmp_path) -> None:

@@ -1,4 +1,5 @@
-"""Plots of an ablation's report: a measure over steps, FLOPs and minutes, and fractions of the baseline's cost."""
+"""Plots of an ablation's report: a measure over steps, FLOPs and minutes; fractions of the baseline's cost at the
+end of the budget and at smaller ones."""
 
 import math
 import statistics
@@ -85,6 +86,47 @@ def _plot_rows(panel: Any, rows: Sequence[VariantComparison]) -> None:
     panel.set_xlim(left=0)
     panel.set_xlabel("% of the baseline's cost", fontsize=9)
     style_axes(panel, "x")
+
+
+def plot_budgets(compared: Mapping[float, Sequence[VariantComparison]]) -> Any:
+    """A panel for each unit: the fraction of the baseline's cost over the budget, for each variant. Every seed is a
+    small point, the medians are a line; its markers are hollow where the verdict is undecided.
+
+    Args:
+        compared: point, as a fraction of the budget -> comparison with the baseline's values there.
+    """
+    figure, panels = new_panels(len(UNITS), 4.2)
+    for panel, unit in zip(panels, UNITS, strict=True):
+        ends = []
+        # The first variant of each comparison is the baseline.
+        for number, rows in enumerate(list(zip(*compared.values(), strict=True))[1:], start=1):
+            style = series_style(number)
+            line = []
+            for point, row in zip(compared, rows, strict=True):
+                if not row.fractions:
+                    continue
+                fraction = row.fractions[unit]
+                values = [100 * value for value in fraction.values if math.isfinite(value)]
+                small = {"color": style["color"], "marker": ".", "linestyle": "", "alpha": 0.35}
+                panel.plot([100 * point] * len(values), values, **small)
+                if math.isfinite(fraction.median):
+                    line.append((100 * point, 100 * fraction.median))
+                    fill = style["color"] if row.decided else "white"
+                    panel.plot(*line[-1], **style | {"linestyle": ""}, markerfacecolor=fill, markersize=5, zorder=3)
+            if line:
+                panel.plot(*zip(*line, strict=True), color=style["color"], linestyle=style["linestyle"])
+                panel.plot([], [], **style, markersize=5, label=rows[0].variant)
+                ends.append((line[-1][1], rows[0].variant, style["color"]))
+        panel.axhline(100, color="0.35", linestyle=":", linewidth=1)
+        panel.set_xlim(left=0)
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("% of the budget", fontsize=9)
+        panel.set_title(LABELS[unit], loc="left", fontsize=10, fontweight="bold")
+        style_axes(panel, "both")
+    label_ends(panels[-1], ends)
+    panels[0].set_ylabel("% of the baseline's cost", fontsize=9)
+    add_legend(figure, panels)
+    return figure
 
 
 def _unit_legend() -> tuple[list[Any], list[str]]:

@@ -10,7 +10,7 @@ from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
 from fastbert.studies.ablate.ablation_plan import AblationPlan
-from fastbert.studies.ablate.ablation_plots import plot_curves, plot_fractions
+from fastbert.studies.ablate.ablation_plots import plot_budgets, plot_curves, plot_fractions
 from fastbert.studies.ablate.ablation_tables import (
     UNIT_NAMES,
     equal_cost_table,
@@ -178,13 +178,15 @@ def _smaller_budgets(report: ReportPage, results: AblationResults, measures: Seq
     """Adds the fractions at all points of the baseline at which it has learned."""
     report.heading("Fraction of the baseline's cost at smaller budgets")
     too_early = sorted({point for measure in measures for point in measure.fractions if results.hardly_learned(point)})
-    for measure in measures:
+    for number, measure in enumerate(measures):
         targets = [point for point in measure.fractions if point not in too_early]
         if len(targets) > 1:
             report.text(f"By {measure.name}:")
             budgets = {point: measure.until(point) for point in targets}
             compared = {point: compare_variants(until, False, measure) for point, until in budgets.items()}
             report.table(targets_table(measure, compared))
+            caption = "Every seed a point, the medians a line; hollow where the verdict is undecided."
+            report.plot(f"budgets-{number}.svg", caption, plot_budgets, compared)
     if too_early:
         shown = ", ".join(f"{100 * point:g}" for point in too_early)
         report.text(
