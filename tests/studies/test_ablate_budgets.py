@@ -125,6 +125,8 @@ def test_straight_lines_at_equal_cost() -> None:
     assert at_cost.curves["cheap"] == {} == at_cost.curves["costly"]
     assert at_cost.curves["same"] == curves["same"]  # within SAME_COST of the baseline's minutes
     assert rows["fast"].p == pytest.approx(2 * p)  # over the two variants that have values
+    base = {seed: curve for seed, curve in lines(1).items() if seed != 2}  # not finished, or failed
+    assert list(Measure("score", True, {"base": base, "fast": lines(2)}).at_cost("steps").curves["fast"]) == [0, 1]
 
 
 # --- the page
