@@ -6,6 +6,7 @@ change the writing direction is shown as text. A content security policy forbids
 
 import html
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,7 @@ code { background: var(--block); padding: 0 .2rem; unicode-bidi: isolate; }
 _NUMBER = re.compile(r"[-+\[]*\d[-+\d .,:/%e±\[\]]*( s|[kMGB])?|–|")
 SVG_WIDTH = 620  # pixels; wide plots are not scaled down further
 LONG = 40  # characters of a cell that is wrapped instead of widening the table
+WIDE = 100  # characters of a line in a terminal
 
 
 def inline(text: str) -> str:
@@ -114,8 +116,22 @@ class Table:
         ]
 
     def plain(self) -> str:
-        """The table for a terminal."""
-        return "\n".join("  ".join(row).rstrip() for row in self._aligned([self.head, *self.rows]))
+        """The table for a terminal. If it is wider than WIDE, the headings are broken at spaces to the width of their
+        columns."""
+        lines = self._aligned([self.head, *self.rows])
+        if sum(len(cell) + 2 for cell in lines[0]) - 2 > WIDE:
+            head = self._broken_head()
+            lines = self._aligned([*head, *self.rows])
+        return "\n".join("  ".join(row).rstrip() for row in lines)
+
+    def _broken_head(self) -> list[tuple[str, ...]]:
+        """The headings in as many lines as the longest one needs, those with fewer lines at the bottom."""
+        columns = []
+        for column, name in enumerate(self.head):
+            width = max(len(text) for text in (*name.split(), *(row[column] for row in self.rows), "-"))
+            columns.append(textwrap.wrap(name, width, break_on_hyphens=False))
+        height = max(map(len, columns))
+        return list(zip(*([""] * (height - len(column)) + column for column in columns), strict=True))
 
     def markdown(self) -> str:
         """A Markdown table that reads well as plain text too."""

@@ -95,3 +95,16 @@ def test_a_page_may_load_nothing() -> None:
 def test_numbers_are_aligned_and_long_texts_wrapped_in_a_container_that_scrolls() -> None:
     html = Table(["name", "loss"], [["a", "1.50"], ["b" * 41, "-3.1e-05"]]).html()
     assert html.startswith('<div class="scroll"') and html.count("class=number") == 3 and html.count("class=long") == 1
+
+
+def test_headings_of_a_wide_table_are_broken_in_a_terminal() -> None:
+    head = ["variant", "steps before annealing", "x" * 60, "self-paced part"]
+    assert Table(head[:2], [["a", "12"]]).plain() == "variant  steps before annealing\na                            12"
+    lines = Table(head, [["multiple-choice", "12", "y", "10.0 of 20.0 %"], ["b", "7", "y", "–"]]).plain().splitlines()
+    assert lines == [
+        "                     steps",
+        f"                    before  {' ' * 60}  self-paced",
+        f"variant          annealing  {'x' * 60}  part",
+        f"multiple-choice         12  y{' ' * 59}  10.0 of 20.0 %",
+        f"b                        7  y{' ' * 59}  –",
+    ]
