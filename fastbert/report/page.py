@@ -125,7 +125,7 @@ class Table:
         return "\n".join("  ".join(row).rstrip() for row in lines)
 
     def _broken_head(self) -> list[tuple[str, ...]]:
-        """The headings in as many lines as the longest one needs, those with fewer lines at the bottom."""
+        """The headings, broken into lines; those with fewer lines than the longest are at the bottom."""
         columns = []
         for column, name in enumerate(self.head):
             width = max(len(text) for text in (*name.split(), *(row[column] for row in self.rows), "-"))
