@@ -278,10 +278,11 @@ def run_command(arguments: list[str]) -> int:
             print(__version__)
             return 0
         check_text(arguments)
-        job, _ = JOBS[choose("job", arguments[0], JOBS)]
+        name = choose("job", arguments[0], JOBS)
+        job, _ = JOBS[name]
         if not {"-h", "--help"} & set(arguments):
             check_requirements()
-            refuse_several_processes(os.environ)
+            refuse_several_processes(os.environ, name)
         return job(arguments[1:])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -290,7 +291,8 @@ def run_command(arguments: list[str]) -> int:
         found = None if isinstance(error, OSError) and standard_output_fails() else user_error(error)
         if found is None:
             raise
-        print(f"error: {message_of(found)}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the processes of a machine make the same mistakes here
+            print(f"error: {message_of(found)}", file=sys.stderr)
         return 2
 
 

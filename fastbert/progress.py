@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
-from fastbert.streams import echo
+from fastbert.streams import echo, is_muted
 
 if TYPE_CHECKING:
     import rich.progress
@@ -108,9 +108,9 @@ def shown(work: Work, delay: float, lines: bool = True) -> Iterator[Work]:
         delay: seconds before a bar appears.
         lines: print plain lines if there is no terminal.
     """
-    bar, ended, outer = on_terminal(), threading.Event(), _nested[-1] if _nested else None
+    bar, ended, outer = on_terminal() and not is_muted(), threading.Event(), _nested[-1] if _nested else None
     thread = None
-    if bar or lines:
+    if bar or (lines and not is_muted()):
         target, arguments = (_show_bar, (work, ended, delay)) if bar else (_print_lines, (work, ended))
         thread = threading.Thread(target=target, args=arguments, daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""Requirements checked before a job starts: recent packages, arguments that are text, and a single process."""
+"""Requirements checked before a job starts: recent packages, arguments that are text, and a launcher that it knows."""
 
 import re
 import sys
@@ -9,10 +9,12 @@ from fastbert.errors import UserError
 OLDEST = {"torch": "2.11", "transformers": "5.0", "tokenizers": "0.22", "numpy": "2.0"}
 """Minimum versions of packages, as in setup.py; older ones would fail during a job."""
 _LAUNCHERS = (  # with the variables that they set: number of processes and rank
-    ("torchrun", "WORLD_SIZE", "RANK"),
+    ("torchrun", "WORLD_SIZE", "RANK"),  # first: one that srun or mpirun starts on each machine is fine
     ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
+
+_OF_SEVERAL = ("pretrain", "finetune")  # jobs that several processes can do together
 
 
 def check_requirements() -> None:
@@ -46,12 +48,19 @@ def check_text(arguments: Sequence[str]) -> None:
             ) from None
 
 
-def refuse_several_processes(environment: Mapping[str, str]) -> None:
-    """Raises a UserError if a launcher has started this process as one of several."""
+def refuse_several_processes(environment: Mapping[str, str], job: str) -> None:
+    """Raises a UserError if a launcher has started this process as one of several, and the job cannot use them."""
     for launcher, size, rank in _LAUNCHERS:
         processes = environment.get(size, "")
-        if rank in environment and processes.isdecimal() and int(processes) > 1:
+        if rank not in environment or not processes.isdecimal() or int(processes) < 2:
+            continue
+        if job not in _OF_SEVERAL:
             raise UserError(
-                f"{launcher} started {processes} processes, but fastbert trains in one process, on one GPU; start it "
-                "without a launcher (or as one process), and choose the GPU with --machine.device cuda:N"
+                f"{launcher} started {processes} processes, but fastbert {job} runs in one; start it without a launcher"
             )
+        if launcher == "torchrun":
+            return
+        raise UserError(
+            f"{launcher} started {processes} processes, which torchrun must start: one torchrun on each machine "
+            "(docs/gpus.md has the command)"
+        )

@@ -7,10 +7,24 @@ import sys
 
 from fastbert.errors import printable, visible
 
+_muted = False
+
+
+def mute(muted: bool = True) -> None:
+    """Drops the messages and progress of this process, one of several that do the same; its errors are still
+    printed."""
+    global _muted
+    _muted = muted
+
+
+def is_muted() -> bool:
+    return _muted
+
 
 def echo(text: str) -> None:
     """Prints a message of one or more lines to standard error; control characters in names and values are escaped."""
-    print(visible(text), file=sys.stderr, flush=True)
+    if not _muted:
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:

@@ -238,22 +238,31 @@ def test_a_contestant_that_was_killed() -> None:
 # --- launchers and versions
 
 
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+
+
 @pytest.mark.parametrize(
-    "environment",
+    ("environment", "job", "problem"),
     [
-        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
-        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
-        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+        (TORCHRUN, "prepare", "torchrun started 2 processes, but fastbert prepare runs in one"),
+        (
+            {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
+            "pretrain",
+            "mpirun started 4 processes, which torchrun must start",
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "finetune", "srun started 2 processes, which torchrun"),
     ],
 )
-def test_several_processes_are_refused(environment: dict[str, str], monkeypatch, capsys) -> None:
+def test_several_processes_are_refused(
+    environment: dict[str, str], job: str, problem: str, monkeypatch, capsys
+) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert cli.main(["pretrain", "--out", "nowhere"]) == 2
-    printed = capsys.readouterr().err
-    assert "fastbert trains in one process, on one GPU" in printed and "--machine.device cuda:N" in printed
-    refuse_several_processes({name: "1" if "0" not in value else "0" for name, value in environment.items()})
-    refuse_several_processes({"WORLD_SIZE": "2"})  # of another program's
+    assert cli.main([job, "--out", "nowhere"]) == 2
+    assert problem in capsys.readouterr().err
+    refuse_several_processes({name: "1" if "0" not in value else "0" for name, value in environment.items()}, job)
+    refuse_several_processes({"WORLD_SIZE": "2"}, job)  # of another program's
+    refuse_several_processes(TORCHRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "pretrain")
 
 
 def test_old_packages_are_refused(monkeypatch, capsys) -> None:

@@ -58,6 +58,9 @@ class Batch:
     """int64 [B, T] with the document mask: positions, which restart in every document."""
     noted: Occurrences | None = None
     """Positions of the words that have notes; None without a note dictionary."""
+    counted: bool = True
+    """False for a row that counts in no loss, metric or note: a rank without rows computes it, so that all ranks have
+    the same number of forward and backward passes."""
 
 
 class PackedRows:
@@ -88,13 +91,19 @@ class PackedRows:
         return len(self.stream) // (self.length - 1)
 
     def read(
-        self, rows: np.ndarray, row_indices: np.ndarray, device: torch.device, step_words: StepWords | None = None
+        self,
+        rows: np.ndarray,
+        row_indices: np.ndarray,
+        device: torch.device,
+        step_words: StepWords | None = None,
+        counted: bool = True,
     ) -> Batch:
         """Reads `rows` of the stream onto `device`.
 
         Args:
             row_indices: index of each row in the global batch.
             step_words: with a note dictionary, the words of the global batch; None if `rows` are the global batch.
+            counted: `Batch.counted`.
         """
         ids = np.empty((len(rows), self.length), dtype=np.int64)
         ids[:, 0] = self.cls_id
@@ -105,8 +114,22 @@ class PackedRows:
         documents = documents_of(input_ids, self.sep_id) if self.document_mask else (None, None)
         noted = None
         if self.noted is not None:
-            noted = self.noted.read(rows, step_words or self.noted.step_words(rows), device)
-        return Batch(input_ids, indices, *documents, noted)
+            noted = self.noted.read(rows if counted else rows[:0], step_words or self.noted.step_words(rows), device)
+        return Batch(input_ids, indices, *documents, noted, counted)
+
+    def read_part(
+        self,
+        part: slice,
+        rows: np.ndarray,
+        row_indices: np.ndarray,
+        device: torch.device,
+        step_words: StepWords | None = None,
+    ) -> Batch:
+        """Reads a `part` of `rows`; if it is empty, the first row, which does not count. Its loss is finite if that of
+        all `rows` is, so that zero times its loss is zero."""
+        counted = part.start < part.stop
+        part = part if counted else slice(1)
+        return self.read(rows[part], row_indices[part], device, step_words, counted)
 
 
 def documents_of(input_ids: Tensor, sep_id: int) -> tuple[Tensor, Tensor]:
@@ -158,17 +181,15 @@ class TrainingBatches:
         self.seed, self.device, self.world = seed, device, world
 
     def at(self, step: int) -> Iterator[Batch]:
-        """Micro-batches of this rank in `step` (from 0)."""
+        """Micro-batches of this rank in `step` (from 0), the same number on every rank."""
         stage = self.plan.at(step)
         rows = self.rows[stage.length]
         row_indices = np.arange(stage.batch_size)
         selected = self.order(self.plan.sequences_before(step) + row_indices, stage.length)
         step_words = None if rows.noted is None else rows.noted.step_words(selected)
         micro = max(1, self.micro_batch_size * self.plan.lengths[-1] // stage.length)
-        mine = self.world.rows(stage.batch_size)
-        for start in range(mine.start, mine.stop, micro):
-            part = slice(start, min(start + micro, mine.stop))
-            yield rows.read(selected[part], row_indices[part], self.device, step_words)
+        for part in self.world.parts(stage.batch_size, micro):
+            yield rows.read_part(part, selected, row_indices, self.device, step_words)
 
     def order(self, numbers: np.ndarray, length: int) -> np.ndarray:
         """Rows of the stream, int64, for the sequences of this `length` with these numbers in the run (from 0)."""
@@ -184,9 +205,9 @@ class TrainingBatches:
 def validation_batches(
     rows: PackedRows, sequences: int, micro_batch_size: int, device: torch.device, world: World = ONE_PROCESS
 ) -> Iterator[Batch]:
-    """Batches of this rank: always the same `sequences` rows spread evenly over the split (all if it has fewer)."""
+    """Batches of this rank: always the same `sequences` rows spread evenly over the split (all if it has fewer). All
+    ranks have the same number of batches."""
     count = min(sequences, len(rows))
-    indices = (np.arange(count) * len(rows) // count)[world.rows(count)]
-    for start in range(0, len(indices), micro_batch_size):
-        part = indices[start : start + micro_batch_size]
-        yield rows.read(part, part, device)
+    indices = np.arange(count) * len(rows) // count
+    for part in world.parts(count, micro_batch_size):
+        yield rows.read_part(part, indices, indices, device)

@@ -161,19 +161,18 @@ class Tuner:
         model, step, count = self.updater.module, self.progress.step, len(batch.rows)
         device, kind = next(model.parameters()).device, model.kinds[batch.head]
         keys = row_keys(self.seed, "dropout", step, torch.arange(count)).to(device)
-        mine = self.updater.world.rows(count)
         micro = self.options.machine.micro_batch_size or count
 
-        def forward(part: slice) -> dict[str, Tensor]:
+        def forward(network: nn.Module, part: slice) -> dict[str, Tensor]:
             examples = batch.data.batch(batch.rows[part], device)
-            logits = model(examples, batch.head, keys[part])
+            logits = network(examples, batch.head, keys[part])
             targets = examples.labels
             if batch.soft_labels is not None:
                 targets = torch.from_numpy(batch.soft_labels[part]).to(device, non_blocking=True)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             return {"task": kind.losses(logits, targets).sum()}
 
-        parts = [slice(at, min(at + micro, mine.stop)) for at in range(mine.start, mine.stop, micro)]
+        parts = list(self.updater.world.parts(count, micro))
         scalars = self.updater.update(parts, forward, {"task": batch.weight}, {"task": batch.units}, self._rate(step))
         before = self._lagged.push(step, scalars)
         self.progress.step += 1

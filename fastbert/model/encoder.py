@@ -336,7 +336,10 @@ class Encoder(nn.Module):
         if windows is not None:
             with torch.no_grad():
                 if not inside:
-                    in_windows = windows.select(x if only is None else block(before, context)[0])
+                    # A sharded block has hooks that gather its weights, which are still there; calling them again would
+                    # be one message more than on the other ranks.
+                    again = block.forward if block._forward_pre_hooks else block
+                    in_windows = windows.select(x if only is None else again(before, context)[0])
                 windows.collect(in_windows if self.final_norm is None else self.final_norm(in_windows))
         return hidden
 
@@ -370,6 +373,11 @@ def raise_program_limit() -> None:
     settings = torch._dynamo.config
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(settings, name, max(getattr(settings, name), PROGRAMS))
+
+
+def blocks_of(module: nn.Module) -> list[nn.ModuleList]:
+    """The blocks of each encoder in `module`."""
+    return [encoder.blocks for encoder in module.modules() if isinstance(encoder, Encoder)]
 
 
 def set_execution(module: nn.Module, compiled: bool, checkpointing: bool) -> None:

@@ -37,7 +37,7 @@ class NoteDictionary(nn.Module):
 
     A step reads and writes the rows of its own words only, so its cost does not depend on N. In an objective:
 
-        sample      note_tokens = NoteTokens(notes, batch.noted, positions, valid, length)
+        sample      note_tokens = NoteTokens(notes, batch.noted, positions, valid, length, size)
         forward     hidden = encoder(..., edit_words=note_tokens.edit, windows=note_tokens.windows in training)
         after_step  return notes.write([part.note_tokens for part in micro_batches], updated)
     """
@@ -108,8 +108,9 @@ class NoteDictionary(nn.Module):
         for part in micro_batches:
             add_rows(sums, part.where.windows.slots, part.contexts)
         sums = world.sum(sums)
-        reading = world.sum(sum(part.tokens for part in micro_batches))
-        tokens = world.sum(torch.full_like(reading, sum(part.size for part in micro_batches)))
+        reading = sum(part.tokens for part in micro_batches)
+        tokens = torch.full_like(reading, sum(part.size for part in micro_batches))
+        reading, tokens = world.sums({"reading": reading, "tokens": tokens}).values()
         wrote = (where.counts > 0) & updated
         old = self.table.index_select(0, where.words)
         contexts = sums / where.counts.clamp(min=1)[:, None]
@@ -131,7 +132,7 @@ class NoteTokens:
     """Words with notes in one micro-batch: the notes they read, and the contexts to write after the step."""
 
     def __init__(
-        self, notes: NoteDictionary, where: Occurrences, positions: Tensor, valid: Tensor, length: int
+        self, notes: NoteDictionary, where: Occurrences, positions: Tensor, valid: Tensor, length: int, size: int
     ) -> None:
         """
         Args:
@@ -139,6 +140,7 @@ class NoteTokens:
             positions: int64 [B, M], masked positions of each row; a word with a masked piece reads no note there.
             valid: bool [B, M], true for positions that are masked.
             length: T.
+            size: number of tokens that count, B T or 0.
         """
         self.notes, self.where, self.contexts = notes, where, None
         shown = where.lengths > 0
@@ -149,9 +151,7 @@ class NoteTokens:
             shown = shown & (before[where.firsts + where.lengths] == before[where.firsts])
         self.shown = shown.index_select(0, where.owners)[:, None]
         """bool [P, 1], true for pieces that read a note."""
-        self.length = length
-        self.size = len(positions) * length
-        """B T."""
+        self.length, self.size = length, size
 
     @property
     def tokens(self) -> Tensor:

@@ -5,9 +5,10 @@ A subclass builds its networks in the constructor and overrides the methods it n
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastbert.data.batches import Batch, Stream
@@ -49,6 +50,12 @@ class Inputs:
     """Name of a loss -> number of terms in its sum; the loss is reported as sum / count."""
     note_tokens: NoteTokens | None
     """Words that read and write the note dictionary; None without one."""
+    counted: bool = field(default=True, kw_only=True)
+    """`Batch.counted`."""
+
+    def counting(self, value: Tensor) -> Tensor:
+        """`value`, or zero if the micro-batch does not count."""
+        return value if self.counted else torch.zeros_like(value)
 
 
 @dataclass(frozen=True)
@@ -143,13 +150,15 @@ class Objective(nn.Module, ABC):
             "position_ids": batch.position_ids,
             "dropout_keys": row_keys(seed, "dropout", step, batch.row_indices) if self.training else None,
             "note_tokens": self.note_tokens(batch, masks),
+            "counted": batch.counted,
         }
 
     def note_tokens(self, batch: Batch, masks: Masks) -> NoteTokens | None:
         """Words of a micro-batch that read and write the note dictionary; None without one."""
         if self.notes is None or batch.noted is None:
             return None
-        return NoteTokens(self.notes, batch.noted, masks.positions, masks.valid, batch.input_ids.shape[1])
+        size = batch.input_ids.numel() if batch.counted else 0
+        return NoteTokens(self.notes, batch.noted, masks.positions, masks.valid, batch.input_ids.shape[1], size)
 
     def encode(self, inputs: Inputs, input_ids: Tensor, only: TokenIndex = None) -> Tensor:
         """Hidden states of the encoder, [B, T, D], or [B, M, D] of the tokens `only`. In training, those around words

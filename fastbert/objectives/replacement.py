@@ -205,10 +205,12 @@ class Replacement(Objective):
         self, micro_batches: Sequence[CorruptedInputs], updated: Tensor, world: World = ONE_PROCESS
     ) -> dict[str, Tensor]:
         """Updates the note dictionary, if there is one; returns the means of the step's metrics."""
-        means = {}
-        for name in micro_batches[0].measured:
-            total, count = (world.sum(sum(part.measured[name][i] for part in micro_batches)) for i in range(2))
-            means[name] = total / count.clamp(min=1)
+        names = list(micro_batches[0].measured)
+        totals, counts = (
+            world.sums({name: sum(part.counting(part.measured[name][i]) for part in micro_batches) for name in names})
+            for i in range(2)
+        )
+        means = {name: totals[name] / counts[name].clamp(min=1) for name in names}
         return means | super().after_step(micro_batches, updated, world)
 
     def examples(self, stream: Stream, vocabulary: WordPiece, length: int) -> tuple[str, list[str]]:

@@ -21,6 +21,7 @@ from fastbert.training.lagged import LaggedScalars
 from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.step import objective_step
 from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds
+from fastbert.training.world import World
 
 LEAST_TIMED, MOST_TIMED = 4, 2000  # steps
 FRACTION = 0.05  # fraction of a budget in minutes that is spent on timing steps
@@ -145,23 +146,25 @@ def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
 def steps_in(setup: PretrainSetup, seconds: float) -> int:
     """The number of steps of a run that takes about `seconds`, by timing a few steps and the other parts of a run on
     networks that are discarded. Prints the plan."""
-    begin = time.perf_counter()
+    begin, shared = time.perf_counter(), shared_with(setup.world)
     objective = setup.objective()
     built = time.perf_counter() - begin
-    writing = writing_seconds(existing(setup.options.out or "runs"), checkpoint_size(objective))
+    writing = setup.world.first_says(
+        lambda: writing_seconds(existing(setup.options.out or "runs"), checkpoint_size(objective))
+    )
     window = timing_window(seconds)
     timed = stage_timer(setup, objective, window)
     setup.plan(NOMINAL_STEPS).total(timed, 0, NOMINAL_STEPS)  # times the stages of all but the shortest runs
     costs = Costs(
         start=built,  # the networks are built again
         step=timed,
-        validation=repeat_in(window / 2, lambda: setup.validate(objective)),
+        validation=repeat_in(window / 2, lambda: setup.validate(objective), shared=shared),
         checkpoint=writing,
         export=writing / 3,  # weights without moments
         finish=writing / 3,
     )
     spent = time.perf_counter() - begin
-    steps = costs.steps_in(seconds - spent, setup.plan, setup.options)
+    steps = setup.world.first_says(lambda: costs.steps_in(seconds - spent, setup.plan, setup.options))
     plan = setup.plan(steps)
     spans = {"timing": spent, **costs.spans(plan, setup.options, 0, steps, len(setup.options.word_counts()))}
     total = sum(spans.values())
@@ -213,7 +216,12 @@ def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, pl
     wait = partial(synchronize, setup.device)
     step()  # warm-up
     wait()
-    return time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most)
+    return time_in_groups(step, wait, seconds, least=LEAST_TIMED, most=most, shared=shared_with(setup.world))
+
+
+def shared_with(world: World) -> Callable[[float], float]:
+    """Function that maps a number to that of the first rank."""
+    return lambda number: world.first_says(lambda: number)
 
 
 def checkpoint_size(objective: nn.Module) -> int:

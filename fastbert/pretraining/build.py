@@ -1,16 +1,19 @@
 """Builds the trainer of a run, from its start or its newest checkpoint, and the manifest of its experiment."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastbert import config as configuration
 from fastbert.inputs import read_or_problem
+from fastbert.objectives.objective import Objective
 from fastbert.pretraining.budget import checkpoint_size
 from fastbert.pretraining.exports import check_exports, export_lines, export_steps, export_words
 from fastbert.pretraining.finish import check_finish
-from fastbert.pretraining.loop import STATE, Trainer
+from fastbert.pretraining.loop import STATE, Trainer, load_weights
 from fastbert.pretraining.run import (
     RunFolder,
     read_config,
@@ -19,11 +22,12 @@ from fastbert.pretraining.run import (
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
 from fastbert.records import check, write_json
 from fastbert.streams import echo
-from fastbert.training.checkpoints import Checkpointer, check_space
+from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space
 from fastbert.training.hardware import describe_machine, peak_flops
 from fastbert.training.kernel_configurations import fix_kernels
-from fastbert.training.logbook import Logbook
+from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizers import implementation
+from fastbert.training.world import ONE_PROCESS, World
 
 
 def describe_experiment(setup: PretrainSetup, experiment: dict[str, Any]) -> dict[str, Any]:
@@ -40,31 +44,37 @@ def describe_experiment(setup: PretrainSetup, experiment: dict[str, Any]) -> dic
 def build_trainer(
     setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool, quiet: bool = False
 ) -> Trainer:
-    """Builds the trainer, from the start or the newest checkpoint, and writes or updates the run's folder.
+    """Builds the trainer, from the start or the newest checkpoint, and writes or updates the run's folder. Of several
+    ranks, only the first reads and writes files of the run.
 
     Raises:
         UserError: too few sequences, too little space on the disk, or no complete checkpoint to resume from.
     """
-    options = setup.options
+    options, world = setup.options, setup.world
     batches = setup.batches()
     milestones, exports = options.milestone_steps(), export_steps(setup)
-    check_exports(run, exports)
+    if world.first:
+        check_exports(run, exports)
     keep = (options.keep_checkpoints, echo, milestones)
-    checkpointer = Checkpointer(run.checkpoints, *keep) if resumed else None
+    checkpointer = Checkpointer(run.checkpoints, *keep) if resumed and world.first else None
     checkpoint = checkpointer.load_latest() if checkpointer else None
     if checkpoint:
         check(checkpoint.state, STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
+    checkpoint = on_all_ranks(world, checkpoint)
     objective = setup.objective(initial=checkpoint is None)
-    check_finish(setup, objective)
-    models = len(options.word_counts()) * 4 * objective.parameter_count()
-    check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective) + models)
+    if world.first:
+        check_finish(setup, objective)
+        models = len(options.word_counts()) * 4 * objective.parameter_count()
+        check_space(run.path, (options.keep_checkpoints + len(milestones) + 3) * checkpoint_size(objective) + models)
+    if checkpoint:
+        load_weights(objective, checkpoint)
     updater = setup.updater(objective)
     flops = batches.plan.total(objective.flops, 0, options.steps)
-    if checkpointer is None:  # all checks have passed
+    if checkpointer is None and world.first:  # all checks have passed
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
     started = setup.started or options
-    if resumed:
+    if resumed and world.first:
         if read_or_problem(read_config, run)[1]:  # reported before
             run.write_config(started)
         if problem := run.restore_tokenizer(setup.vocabulary):
@@ -79,14 +89,18 @@ def build_trainer(
     }
     resolved = {"device": str(setup.device), "precision": setup.precision, "threads": torch.get_num_threads(), **speed}
     resolved["optimizer"] = implementation(type(updater.optimizer))
+    if world.size > 1:
+        resolved["processes"] = {"count": world.size, "shard": options.machine.shard}
     if kernels := fix_kernels(setup.device, manifest["sessions"]):
         resolved["kernels"] = kernels
     manifest["sessions"].append(session(step, before, describe_machine(), resolved))
-    write_json(run.manifest, manifest)
+    if world.first:
+        write_json(run.manifest, manifest)
     echo(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
         f"{batches.plan.describe(options.steps)}, "
-        f"{flops:.2e} FLOPs; {setup.device} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s ({how})"
+        f"{flops:.2e} FLOPs; {shown_devices(setup)} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s "
+        f"{'each ' if world.size > 1 else ''}({how})"
     )
     sequences = batches.plan.tokens(0, options.steps) // options.length
     for line in setup.note_corpus.summary(sequences) if setup.note_corpus else ():
@@ -110,15 +124,19 @@ def build_trainer(
             expected=checkpoint.state["metrics"] if checkpoint else None,
             options=manifest["science"],
             quiet=quiet,
-        ),
+        )
+        if world.first
+        else NoLogbook(),
         validate=lambda length: setup.validate(objective, length),
         eval_every=options.eval_every,
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,
         milestones=milestones,
         exports=frozenset(exports),
-        export=lambda progress: export_words(setup, objective, run, progress, exports[progress.step]),
-        peak_flops=peak,
+        export=lambda progress: on_first(
+            setup, objective, lambda whole: export_words(setup, whole, run, progress, exports[progress.step])
+        ),
+        peak_flops=peak * world.size,
         state={
             "encoder": setup.config.to_dict(),
             "objective": options.objective,
@@ -130,3 +148,35 @@ def build_trainer(
     if checkpoint:
         trainer.restore(checkpoint)
     return trainer
+
+
+def shown_devices(setup: PretrainSetup) -> str:
+    """The devices, such as "cpu" or "4 x cuda, sharded"."""
+    world = setup.world
+    if world.size == 1:
+        return str(setup.device)
+    return f"{world.size} x {setup.device.type}{', sharded,' if world.sharded else ''}"
+
+
+def on_all_ranks(world: World, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint that the first rank has read."""
+    if world.size == 1:
+        return checkpoint
+    found = world.first_says(
+        lambda: checkpoint and {name: getattr(checkpoint, name) for name in ("step", "state", "metric")}
+    )
+    path = Path() if checkpoint is None else checkpoint.path
+    tensors = None if checkpoint is None else checkpoint.tensors
+    return found and Checkpoint(path, **found, tensors=world.from_first(tensors))
+
+
+def on_first(setup: PretrainSetup, objective: Objective, function: Callable[[Objective], None]) -> None:
+    """Calls `function` with the objective on the first rank, while the others wait. If weights are sharded, it receives
+    a copy that is whole, on the CPU."""
+    world, whole = setup.world, objective
+    if world.sharded:
+        weights = world.full_on_first({"model": objective.state_dict(keep_vars=True)})
+        if weights is not None:
+            whole = replace(setup, world=ONE_PROCESS, device=torch.device("cpu")).objective(initial=False)
+            whole.load_state_dict(weights["model"])
+    world.first_says(lambda: function(whole))

@@ -35,11 +35,12 @@ def evaluate(
                 parts = objective(inputs)
             for name, value in parts.items():
                 value, count = value if isinstance(value, tuple) else (value, inputs.counts[name])
-                sums[name] = sums.get(name, 0) + value.double()
-                counts[name] = counts.get(name, 0) + count
-            shown.update(shown.done + world.size * len(batch.input_ids))
+                sums[name] = sums.get(name, 0) + inputs.counting(value).double()
+                counts[name] = counts.get(name, 0) + inputs.counting(count)
+            shown.update(min(shown.done + world.size * len(batch.input_ids), sequences))
     objective.train(training)
-    means = {name: (world.sum(sums[name]) / world.sum(counts[name])).item() for name in sums}
+    sums, counts = world.sums(sums), world.sums(counts)
+    means = {name: (sums[name] / counts[name]).item() for name in sums}
     loss = math.fsum(weight * means[name] for name, weight in objective.loss_weights.items())
     return {"loss": loss, **{name: value for name, value in means.items() if name not in objective.loss_weights}}
 

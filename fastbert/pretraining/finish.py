@@ -105,7 +105,7 @@ def examples_of(setup: PretrainSetup, objective: Objective) -> tuple[list[str], 
 def check_finish(setup: PretrainSetup, objective: Objective) -> None:
     """Computes everything that the end of a run needs from the objective once before training, so that a bug in it
     appears before the first step instead of after the last."""
-    row = validation_batches(setup.rows("validation"), 1, 1, setup.device)
+    row = validation_batches(setup.rows("validation"), 1, 1, next(objective.parameters()).device)
     with torch.compiler.set_stance("force_eager"):
         measured = evaluate(objective, row, setup.precision)
     for values in (measured, dict.fromkeys(measured)):  # None: not finite

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
-from itertools import chain
 from typing import Any
 
 import torch
@@ -27,12 +26,14 @@ from fastbert.training.divergence import guard
 from fastbert.training.finite import NotFiniteError, all_finite, require_finite
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
-from fastbert.training.logbook import Logbook
+from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.options import ScheduleOptions
 from fastbert.training.schedules import learning_rate_factor
-from fastbert.training.step import Updater, objective_step
+from fastbert.training.step import Updater, objective_step, settle
+from fastbert.training.world import World
 
+_NOT_LOGGED = frozenset({"loss", "norm", "finite", "state_finite"})
 REMEDIES = "a lower --optimizer.learning-rate, a longer --schedule.warmup, --machine.precision fp32, or --norm pre"
 
 
@@ -82,6 +83,7 @@ class Trainer:
         batches: batches of each step, and the plan of their sizes.
         learning_rate: peak of the schedule.
         validate: length of a sequence -> name -> value, with at least `loss`.
+        checkpointer: None on all ranks but the first, which also have no logbook.
         milestones: steps that are followed by a logged row, a validation and a checkpoint, like the last step.
         exports: steps that are followed by `export`, which writes the model for other programs.
         state: further values for checkpoints, as JSON.
@@ -95,8 +97,8 @@ class Trainer:
     seed: int
     learning_rate: float
     schedule: ScheduleOptions
-    checkpointer: Checkpointer
-    logbook: Logbook
+    checkpointer: Checkpointer | None
+    logbook: Logbook | NoLogbook
     validate: Callable[[int], dict[str, float]]
     eval_every: int
     checkpoint_every: int
@@ -108,6 +110,7 @@ class Trainer:
     export: Callable[[Progress], None] = lambda progress: None
     around: Callable[[int], AbstractContextManager] = lambda step: nullcontext()
     progress: Progress = field(default_factory=Progress)
+    interrupts: Interrupts = field(default_factory=Interrupts)
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
     _clock: float = 0.0
     _clock_step: int = 0
@@ -122,6 +125,10 @@ class Trainer:
     def optimizer(self) -> torch.optim.Optimizer:
         return self.updater.optimizer
 
+    @property
+    def world(self) -> World:
+        return self.updater.world
+
     def run(self, interrupts: Interrupts) -> None:
         """Trains until the last step or until a signal is caught; in both cases the last state is saved in a
         checkpoint.
@@ -130,6 +137,7 @@ class Trainer:
             UserError: too many updates in a row were skipped, or weights or moments are not finite. The message names
                 the newest checkpoint, which is finite.
         """
+        self.interrupts = interrupts
         try:
             self._run(interrupts)
         except NotFiniteError as error:
@@ -138,6 +146,8 @@ class Trainer:
     def _run(self, interrupts: Interrupts) -> None:
         progress = self.progress
         self.objective.train()
+        if progress.step < self.steps:
+            settle(self.updater, self.batches.at(progress.step), self.seed, progress.step)
         self._start_clock()
         progress.sessions += progress.step < self.steps
         while progress.step < self.steps and interrupts.caught is None:
@@ -163,10 +173,11 @@ class Trainer:
     def train_step(self, step: int) -> None:
         """Performs one optimizer step: the gradient of the mean loss over the global batch, for any micro-batch
         size."""
-        scalars = objective_step(self.updater, self.batches.at(step), self.seed, step, self._learning_rate(step))
+        rate, signals = self._learning_rate(step), self.interrupts.flags
+        scalars = objective_step(self.updater, self.batches.at(step), self.seed, step, rate, signals)
         with record_function("logging"):
             if self._has_row(step + 1):
-                scalars["state_finite"] = all_finite(chain(*(group.values() for group in self._tensors().values())))
+                scalars["state_finite"] = self._all_finite()
             self._record(self._lagged.push(step, scalars))
 
     def _learning_rate(self, step: int) -> float:
@@ -176,9 +187,18 @@ class Trainer:
         """Returns whether a row is logged after `done` steps."""
         return done % self.log_every == 0 or done == self.steps or done in self.milestones
 
+    def _all_finite(self) -> Tensor:
+        """Bool scalar on the device: whether weights, buffers and moments are finite, on all ranks."""
+        groups = self._tensors().values()
+        finite = all_finite(self.world.local(tensor) for group in groups for tensor in group.values())
+        if not self.world.sharded:  # the same on all ranks
+            return finite
+        return self.world.sums({"infinite": finite.logical_not().long()})["infinite"] == 0
+
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """Tensors of a checkpoint: weights and buffers of the objective, moments and counters of the optimizer."""
-        return {"model": self.objective.state_dict(), "optimizer": flatten_optimizer(self.optimizer)[0]}
+        # keep_vars: a tied weight is one object with several names.
+        return {"model": self.objective.state_dict(keep_vars=True), "optimizer": flatten_optimizer(self.optimizer)[0]}
 
     def _require_finite(self) -> None:
         """Checks the tensors of a checkpoint; waits for the device.
@@ -186,7 +206,10 @@ class Trainer:
         Raises:
             NotFiniteError: one of them is not finite.
         """
-        require_finite(self._tensors(), f"the state after step {self.progress.step}")
+        if not self.world.sharded:
+            require_finite(self._tensors(), f"the state after step {self.progress.step}")
+        elif not self._all_finite():
+            raise NotFiniteError(f"the state after step {self.progress.step} holds numbers that are not finite")
 
     def _record(self, scalars: tuple[int, dict[str, float]] | None) -> None:
         """Adds the scalars of a step to the running mean and the log, and checks for divergence."""
@@ -194,10 +217,11 @@ class Trainer:
             return
         step, values = scalars
         progress = self.progress
+        self.interrupts.agree(values)
         if guard(progress, step, values, echo, self._advice_after_skips):
             progress.window_loss += values["loss"]
             progress.window_steps += 1
-            for name in sorted(values.keys() - {"loss", "norm", "finite", "state_finite"}):
+            for name in sorted(values.keys() - _NOT_LOGGED - self.interrupts.flags.keys()):
                 total = progress.window_measured.get(name, 0.0)
                 total = None if total is None else finite_or_none(total + values[name])
                 progress.window_measured[name] = total
@@ -286,40 +310,47 @@ class Trainer:
     def save_checkpoint(self) -> None:
         self._record(self._lagged.pop())
         paused = time.perf_counter()
+        self.progress.seconds = paused - self._origin
+        tensors = self.world.full_on_first(self._tensors())
+        self.world.first_says(lambda: self._write_checkpoint(tensors))
+        self._clock += time.perf_counter() - paused
+
+    def _write_checkpoint(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         progress = self.progress
         self.logbook.sync()
-        progress.seconds = paused - self._origin
         _, optimizer_state = flatten_optimizer(self.optimizer)
         measured = progress.last_eval.get("step") == progress.step and self._of_last_length(progress.step - 1)
         self.checkpointer.save(
             progress.step,
-            self._tensors(),
+            tensors,
             {**self.state, "progress": asdict(progress), "metrics": self.logbook.tally(), "optimizer": optimizer_state},
             metric=progress.last_eval["loss"] if measured else None,
             # While updates are skipped, finite weights may be useless: older checkpoints stay until an update succeeds.
             prune=progress.skipped_in_row == 0,
         )
-        self._clock += time.perf_counter() - paused
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restores the state of a checkpoint that matches the schema `STATE`.
+        """Restores optimizer and counters from a checkpoint that matches the schema `STATE`; `load_weights` has
+        restored the networks.
 
         Raises:
-            UserError: its tensors do not fit the networks or the optimizer.
+            UserError: its tensors do not fit the optimizer.
         """
-        try:
-            self.objective.load_state_dict(checkpoint.tensors["model"])
-        except RuntimeError as error:
-            raise UserError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from None
         if "optimizer" not in checkpoint.tensors:
             raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no optimizer.safetensors")
-        restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+        restore_optimizer(
+            self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"], self.world.like
+        )
         self.progress = Progress(**{f.name: checkpoint.state["progress"][f.name] for f in fields(Progress)})
-        if self.progress.skipped_in_row == 0:  # completes the save, which may have been killed before this
+        if (
+            self.checkpointer is not None and self.progress.skipped_in_row == 0
+        ):  # completes the save, which may have been killed before this
             self.checkpointer.prune(checkpoint.step)
 
     def _advice(self) -> str:
         """Advice after a divergence."""
+        if self.checkpointer is None:
+            return ""
         newest, run = self.checkpointer.newest_whole(), shlex.quote(str(self.checkpointer.folder.parent))
         if newest is None:
             return f"; there is no checkpoint before it. Start a new run with {REMEDIES}"
@@ -336,3 +367,15 @@ class Trainer:
         except NotFiniteError as error:
             return f"; {error}{self._advice()}"
         return self._advice()
+
+
+def load_weights(objective: nn.Module, checkpoint: Checkpoint) -> None:
+    """Restores weights and buffers of the networks, before they are sharded.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        objective.load_state_dict(checkpoint.tensors["model"])
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from None

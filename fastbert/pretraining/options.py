@@ -55,6 +55,9 @@ class PretrainMachineOptions(TrainingMachineOptions):
     """Compile the encoder's blocks with torch.compile: on, off, or auto (on a GPU; on a CPU it was slower)."""
     micro_batch_size: Count | None = 32
     """Sequences in one forward pass; their gradients are accumulated over the batch. None: the whole batch."""
+    shard: str = choice("none", ("none", "blocks"))
+    """With several processes: none (DDP: each has all weights) or blocks (FSDP2: each stores a part of every weight,
+    gradient and moment, and gathers a block's weights when it is computed)."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, about a third more time."""
 

@@ -1,17 +1,20 @@
 """`fastbert pretrain`: from options to a run folder with a trained encoder, its curves and its export."""
 
+import os
 import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastbert import config as configuration
 from fastbert.errors import UserError
 from fastbert.files import locked_folder, refuse_link
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.budget import check_steps, resolve_steps
-from fastbert.pretraining.build import build_trainer, describe_experiment
+from fastbert.pretraining.build import build_trainer, describe_experiment, on_first
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions, science
@@ -28,21 +31,62 @@ from fastbert.pretraining.setup import PretrainSetup, data_fingerprint, prepare_
 from fastbert.streams import echo
 from fastbert.training.checkpoints import read_newest
 from fastbert.training.interrupts import Interrupts
+from fastbert.training.parallel import restarted, restarts, start
 from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.world import World
 
 
 def pretrain(given: PretrainOptions, name: str) -> int:
     """Starts or resumes a run, named `name` if --out is not given; returns the exit code.
 
+    Under torchrun, every process calls this function.
+
     Raises:
         UserError: any user error, if possible before training starts.
     """
-    if given.resume:
-        return resume(given)
-    given.check_inputs()
-    run = new_folder(given.out, name)
-    check_steps(given)
-    setup = prepare_setup(replace(given, **SINGLE_CALL_OPTIONS, out=str(run.path)), verify_data=given.verify_data)
+    with start(given.machine.timeout, given.machine.shard) as world:
+        if world.size == 1:
+            check_one_process(given)
+        elif given.dry_run:
+            raise UserError("--dry-run measures one process; start it without torchrun")
+        if world.first_says(lambda: given.resume or continues(given)):
+            return resume(given, world)
+        return start_run(given, name, world)
+
+
+def check_one_process(given: PretrainOptions) -> None:
+    """Refuses options that need several processes; says how to use all GPUs if there are several."""
+    if given.machine.shard != "none":
+        raise UserError("--machine.shard divides the weights between several processes; start them with torchrun")
+    if given.machine.device == "auto" and (gpus := torch.cuda.device_count()) > 1:
+        echo(f"uses one of {gpus} GPUs; all of them: torchrun --nproc-per-node {gpus} -m fastbert pretrain ...")
+
+
+def continues(given: PretrainOptions) -> bool:
+    """Returns whether the processes were restarted after a failure (torchrun --max-restarts) in which the run had
+    started.
+
+    Raises:
+        UserError: they may be restarted, and would not find their run.
+    """
+    if given.out is None and restarts(os.environ):
+        raise UserError("torchrun --max-restarts needs --out, so that restarted processes find their run")
+    return restarted(os.environ) and RunFolder(Path(given.out)).exists()
+
+
+def start_run(given: PretrainOptions, name: str, world: World) -> int:
+    """Starts a run."""
+
+    def new_path() -> str:
+        given.check_inputs()
+        run = new_folder(given.out, name)
+        check_steps(given)
+        return str(run.path)
+
+    run = RunFolder(Path(world.first_says(new_path)))
+    options = replace(given, **SINGLE_CALL_OPTIONS, out=str(run.path))
+    setup = world.first_before_others(lambda: prepare_setup(options, verify_data=given.verify_data, world=world))
+    connect(setup)
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run
@@ -52,9 +96,34 @@ def pretrain(given: PretrainOptions, name: str) -> int:
     return train(setup, run, manifest, resumed=False, profile=given.profile)
 
 
-def resume(given: PretrainOptions) -> int:
+def connect(setup: PretrainSetup) -> None:
+    """Connects the ranks, once the data is prepared.
+
+    Raises:
+        UserError: the data of this rank differs from that of the first one.
+    """
+    fingerprint = data_fingerprint(setup.dataset)
+    if fingerprint != setup.world.first_says(lambda: fingerprint):
+        raise UserError(
+            f"the data in {setup.dataset.folder} differs from that of the first process; prepare it once, in a folder "
+            "that all machines share"
+        )
+    setup.world.connect(setup.device)
+
+
+def resume(given: PretrainOptions, world: World) -> int:
     """Resumes the run in `given.out`, if `given` is the same experiment. The newest checkpoint defines the run; the
     other files are compared with it."""
+    setup, run, manifest = world.first_before_others(lambda: resumed_setup(given, world))
+    connect(setup)
+    manifest = world.first_says(lambda: manifest)
+    if given.dry_run:
+        return show_dry_run(setup, run, manifest, resumed=True)
+    return train(setup, run, manifest, resumed=True, profile=given.profile)
+
+
+def resumed_setup(given: PretrainOptions, world: World) -> tuple[PretrainSetup, RunFolder, dict[str, Any]]:
+    """Setup, folder and manifest of the run to resume."""
     stored = stored_options(given.out)
     run = RunFolder(Path(given.out))
     sealed = run.sealed()
@@ -65,7 +134,7 @@ def resume(given: PretrainOptions) -> int:
         options = replace(options, data=folder)  # the source itself may be gone by now
     # Without a checkpoint the encoder is what it was at the start: it follows from the options and the data.
     config = EncoderConfig.from_dict(sealed.state["encoder"]) if sealed else None
-    setup = prepare_setup(options, config, given.verify_data)
+    setup = prepare_setup(options, config, given.verify_data, world)
     setup.started = stored
     fingerprint = data_fingerprint(setup.dataset)
     found = describe_experiment(setup, science(setup.options, fingerprint))
@@ -78,9 +147,7 @@ def resume(given: PretrainOptions) -> int:
         found = manifest | {name: found[name] for name in ("data", "encoder")}
     for line in (*remarks, *(f"resumed with another {line}" for line in changed_options)):
         echo(line)
-    if given.dry_run:
-        return show_dry_run(setup, run, found, resumed=True)
-    return train(setup, run, found, resumed=True, profile=given.profile)
+    return setup, run, found
 
 
 def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
@@ -98,16 +165,18 @@ def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any],
 
 def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool, profile: bool) -> int:
     """Builds the trainer, trains, and writes export, curves and summary; returns the exit code."""
-    if profile:
+    first = setup.world.first
+    if profile and first:
         check_room(run.profile, setup)
-    with locked_folder(run.path):
-        if not resumed and run.exists():
-            raise UserError(f"another process has started a run in {run.path}; choose another --out")
-        for written_last in (run.model, run.report):
-            refuse_link(written_last)
+    with locked_folder(run.path) if first else nullcontext():
+        if first:
+            if not resumed and run.exists():
+                raise UserError(f"another process has started a run in {run.path}; choose another --out")
+            for written_last in (run.model, run.report):
+                refuse_link(written_last)
         trainer = build_trainer(setup, run, manifest, resumed)
-        profiling = profiled(trainer, run.profile) if profile else nullcontext()
-        with trainer.logbook, Interrupts() as interrupts, profiling:
+        profiling = profiled(trainer, run.profile) if profile and first else nullcontext()
+        with trainer.logbook, Interrupts(setup.world.size > 1) as interrupts, profiling:
             trainer.run(interrupts)
         if trainer.progress.step < trainer.steps:
             echo(
@@ -115,5 +184,5 @@ def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resume
                 f"resume with: fastbert pretrain --resume {shlex.quote(str(run.path))}"
             )
             return interrupts.exit_code
-        finish(setup, trainer.objective, run, trainer.progress)
+        on_first(setup, trainer.objective, lambda whole: finish(setup, whole, run, trainer.progress))
     return 0

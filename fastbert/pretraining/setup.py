@@ -18,7 +18,7 @@ from fastbert.errors import UserError
 from fastbert.hub.export_code import check_exportable
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
-from fastbert.model.encoder import initialize, set_execution
+from fastbert.model.encoder import blocks_of, initialize, set_execution
 from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.objective import Objective
@@ -27,7 +27,7 @@ from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_w
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
 from fastbert.streams import echo
 from fastbert.training.apex import check_apex
-from fastbert.training.hardware import memory, resolve_device, resolve_precision, setup_machine
+from fastbert.training.hardware import device_of_rank, memory, resolve_precision, setup_machine
 from fastbert.training.optimizers import build_optimizer
 from fastbert.training.step import Updater
 from fastbert.training.world import ONE_PROCESS, World
@@ -62,13 +62,15 @@ class PretrainSetup:
         machine = options.machine
         compiled = machine.compile == "on" or (machine.compile == "auto" and self.device.type == "cuda")
         set_execution(objective, compiled, machine.activation_checkpointing)
-        return objective.to(self.device)
+        # Sharding moves one block after the other, so the whole encoder need not fit the device.
+        return objective if self.world.sharded else objective.to(self.device)
 
     def updater(self, objective: Objective) -> Updater:
         """Builds the updater of all training steps, with a new optimizer over all parameters of the networks."""
-        optimizer_options, apex = self.options.optimizer, self.options.machine.apex
-        optimizer = build_optimizer(objective.named_parameters(), optimizer_options, self.device, apex)
-        return Updater(objective, optimizer, optimizer_options.clip_norm, self.precision, self.world)
+        options, apex, world = self.options.optimizer, self.options.machine.apex, self.world
+        network = world.distributed(objective, self.device, blocks_of(objective))
+        optimizer = build_optimizer(objective.named_parameters(), options, self.device, apex, world)
+        return Updater(objective, optimizer, options.clip_norm, self.precision, world, network)
 
     def plan(self, steps: int | None = None) -> BatchPlan:
         """Batches of a run of `steps` steps; None means the number in the options, or a nominal number."""
@@ -102,7 +104,10 @@ class PretrainSetup:
 
 
 def prepare_setup(
-    options: PretrainOptions, config: EncoderConfig | None = None, verify_data: bool | None = None
+    options: PretrainOptions,
+    config: EncoderConfig | None = None,
+    verify_data: bool | None = None,
+    world: World = ONE_PROCESS,
 ) -> PretrainSetup:
     """Opens the data and resolves encoder and machine; raises the user errors that can be found before training.
 
@@ -110,7 +115,7 @@ def prepare_setup(
         config: encoder of a run that is resumed.
         verify_data: replaces the option of that name unless None.
     """
-    device = resolve_device(options.machine.device)
+    device = device_of_rank(options.machine.device, world)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:
         echo(warning)
@@ -145,7 +150,7 @@ def prepare_setup(
         echo(warning)
     lengths = {options.length, options.stages.first_length or options.length}
     note_corpus = find_note_words(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
-    return PretrainSetup(options, dataset, vocabulary, config, device, precision, note_corpus)
+    return PretrainSetup(options, dataset, vocabulary, config, device, precision, note_corpus, world=world)
 
 
 def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None) -> str | None:

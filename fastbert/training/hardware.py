@@ -22,6 +22,7 @@ from fastbert_kernels.backend import TRITON
 from fastbert import __version__
 from fastbert.errors import UserError, choose
 from fastbert.training.options import PRECISIONS, MachineOptions
+from fastbert.training.world import World
 
 
 def resolve_device(name: str) -> torch.device:
@@ -40,6 +41,28 @@ def resolve_device(name: str) -> torch.device:
         if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"device is {name}, but there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
     return device
+
+
+def device_of_rank(name: str, world: World) -> torch.device:
+    """The device of this process: with several on a machine, the GPU with the index of the process.
+
+    Raises:
+        UserError: as `resolve_device`, or `name` gives all processes the same GPU, or there are too few GPUs.
+    """
+    device = resolve_device(name)
+    if world.size == 1 or device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise UserError(
+            f"device is {name}, the same GPU for all {world.size} processes; leave out --machine.device, and choose "
+            "GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    if world.local_rank >= (gpus := torch.cuda.device_count()):
+        raise UserError(
+            f"a process has the number {world.local_rank} on its machine, which has {gpus} GPUs: start at most {gpus} "
+            "processes (torchrun --nproc-per-node)"
+        )
+    return torch.device("cuda", world.local_rank)
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str | None]:

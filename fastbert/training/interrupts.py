@@ -2,9 +2,12 @@
 
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType
 
 from fastbert.progress import notify
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupts:
@@ -13,12 +16,20 @@ class Interrupts:
     A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python cannot install handlers,
     nothing is caught.
 
+    If several processes train together, all must stop after the same step. So each sends its `flags` with the scalars
+    of a step, and `agree` sets `caught` on all of them when their sums arrive.
+
     Attributes:
-        caught: the first signal received, or None.
+        caught: the signal for which the training stops, or None.
     """
 
-    def __init__(self) -> None:
-        self.caught: signal.Signals | None = None
+    def __init__(self, several: bool = False) -> None:
+        """
+        Args:
+            several: several processes train together.
+        """
+        self.several, self.caught = several, None
+        self._received: signal.Signals | None = None
         self._control_c = 0
         self._before: dict[signal.Signals, object] = {}
 
@@ -27,9 +38,19 @@ class Interrupts:
         """0 without a signal, 143 after SIGTERM, 130 after SIGINT."""
         return 128 + self.caught if self.caught is not None else 0
 
+    @property
+    def flags(self) -> dict[str, float]:
+        """Whether this process has received each signal; empty for one process."""
+        return {number.name: float(self._received is number) for number in NUMBERS} if self.several else {}
+
+    def agree(self, sums: Mapping[str, float]) -> None:
+        """Takes the sums of the `flags` of all processes."""
+        if self.several and self.caught is None:
+            self.caught = next((number for number in NUMBERS if sums.get(number.name)), None)
+
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in NUMBERS:
                 self._before[number] = signal.signal(number, self._catch)
         return self
 
@@ -40,8 +61,10 @@ class Interrupts:
         self._before.clear()
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self.caught is None:
-            self.caught = signal.Signals(number)
+        if self._received is None:
+            self._received = signal.Signals(number)
+            if not self.several:
+                self.caught = self._received
             notify("stopping after this step (Ctrl-C again: at once)")
         if number == signal.SIGINT:
             self._control_c += 1

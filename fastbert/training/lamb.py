@@ -4,6 +4,8 @@ NVIDIA apex has a fused version, but FusedLAMB counts its steps on the host, has
 one norm for a fused weight. So LAMB is implemented here with torch's foreach operations.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,9 +36,13 @@ class LAMB(torch.optim.Optimizer):
             group["step"] = torch.zeros((), device=group["params"][0].device)  # number of updates
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        found_inf = getattr(self, "found_inf", None)
         for group in self.param_groups:
-            self._step_group(group, self.found_inf != 0)
+            skip = torch.zeros_like(group["step"], dtype=torch.bool) if found_inf is None else found_inf != 0
+            self._step_group(group, skip)
+        return loss
 
     def _step_group(self, group: dict, skip: Tensor) -> None:
         """Updates a group unless `skip`, a boolean scalar on the device, is true."""

@@ -256,6 +256,22 @@ def _short(value: Column) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+class NoLogbook:
+    """Stands for the logbook in the processes of a run that have none."""
+
+    def log(self, step: int, split: str, columns: Mapping[str, Column]) -> None:
+        pass
+
+    def advance(self, step: int, **columns: Column) -> None:
+        pass
+
+    def __enter__(self) -> "NoLogbook":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 class NothingToPlotError(UserError):
     """The records have no loss."""
 

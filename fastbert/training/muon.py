@@ -4,14 +4,19 @@ the blocks and TUPE's two projections, with torch's fused AdamW for all other pa
 torch.optim.Muon updates whole weights one by one and cannot skip an update on the device; so the update is implemented
 here, and the tests compare it with torch's.
 
+With several processes each orthogonalizes an equal share of the matrices; if weights are sharded, their updates are
+gathered before, because a matrix can be orthogonalized only as a whole.
+
 Shapes: N matrices of one shape, R rows, C columns.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastbert.training.world import ONE_PROCESS, World
 
 NEWTON_SCHULZ_STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -44,6 +49,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         dtype: torch.dtype,
+        world: World = ONE_PROCESS,
     ) -> None:
         """
         Args:
@@ -55,7 +61,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr})
         for group in self._hidden():
             group["momentum"] = momentum
-        self.dtype = dtype
+        self.dtype, self.world = dtype, world
         self._adamw = torch.optim.AdamW(self._others(), lr=lr, betas=betas, eps=eps, fused=True)
 
     def _hidden(self) -> list[dict]:
@@ -65,54 +71,75 @@ class Muon(torch.optim.Optimizer):
         return [group for group in self.param_groups if "matrices" not in group]
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        found_inf = getattr(self, "found_inf", None)
         # Loading a state replaces groups and moments, which AdamW uses too.
         self._adamw.param_groups, self._adamw.state = self._others(), self.state
-        self._adamw.found_inf = self.found_inf
+        self._adamw.found_inf = found_inf
         self._adamw.step()
         for group in self._hidden():
-            self._step_hidden(group, self.found_inf != 0)
+            self._step_hidden(group, found_inf)
+        return loss
 
-    def _step_hidden(self, group: dict, skip: Tensor) -> None:
-        """Updates a group unless `skip`, a boolean scalar on the device, is true."""
+    def _step_hidden(self, group: dict, found_inf: Tensor | None) -> None:
+        """Updates a group unless `found_inf`, a scalar on the device, is 1."""
         trained = [(p, n) for p, n in zip(group["params"], group["matrices"], strict=True) if p.grad is not None]
         if not trained:
             return
-        parameters, counts = (list(column) for column in zip(*trained, strict=True))
-        gradients = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
+        local = self.world.local
+        for parameter, _ in trained:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        parameters = [local(parameter) for parameter, _ in trained]
+        gradients = [local(parameter.grad) for parameter, _ in trained]
+        buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter, _ in trained]
+        skip = torch.zeros((), dtype=torch.bool, device=parameters[0].device) if found_inf is None else found_inf != 0
         momentum, rate = group["momentum"], group["lr"]
         for gradient in gradients:  # they may contain NaN, and 0 * NaN is NaN
             gradient.masked_fill_(skip, 0.0)
         torch._foreach_mul_(buffers, torch.where(skip, 1.0, momentum))
         torch._foreach_add_(buffers, gradients, alpha=1 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum)
-        for stack in stacks(updates, counts):
-            matrices_NRC = torch.cat(stack)
+        torch._foreach_lerp_(gradients, buffers, momentum)  # the gradients become U, then the updates
+        for stack in stacks(trained):
+            wholes = [self.world.full(parameter.grad) for parameter, _ in stack]
+            views = [whole.unflatten(0, (count, -1)) for whole, (_, count) in zip(wholes, stack, strict=True)]
+            matrices_NRC = torch.cat(views)
             scale = torch.where(skip, 0.0, -MATCH_ADAMW * rate * math.sqrt(max(matrices_NRC.shape[1:])))
-            directions = orthogonalized(matrices_NRC, self.dtype).to(matrices_NRC.dtype).mul_(scale)
-            torch._foreach_copy_(stack, directions.split([len(part) for part in stack]))
+            directions = self.directions(matrices_NRC).to(matrices_NRC.dtype).mul_(scale)
+            torch._foreach_copy_(views, directions.split([len(view) for view in views]))
+            if self.world.sharded:
+                for whole, (parameter, _) in zip(wholes, stack, strict=True):
+                    local(parameter.grad).copy_(local(self.world.like(whole, parameter)))
         torch._foreach_mul_(parameters, torch.where(skip, 1.0, 1 - rate * group["weight_decay"]))
-        torch._foreach_add_(parameters, updates)
+        torch._foreach_add_(parameters, gradients)
+
+    def directions(self, matrices_NRC: Tensor) -> Tensor:
+        """The orthogonalized matrices. Each rank computes an equal share of them."""
+        count, size = len(matrices_NRC), self.world.size
+        if size == 1:
+            return orthogonalized(matrices_NRC, self.dtype)
+        share = -(-count // size)
+        mine = matrices_NRC[self.world.rank * share : (self.world.rank + 1) * share]
+        if missing := share - len(mine):
+            mine = torch.cat([mine, mine.new_zeros(missing, *mine.shape[1:])])
+        return self.world.gather(orthogonalized(mine, self.dtype))[:count]
 
 
-def stacks(weights: list[Tensor], counts: list[int]) -> Iterator[list[Tensor]]:
-    """Lists of views [n, R, C] of the n = `counts` matrices in each weight; a list has one shape and at most STACKED
-    elements."""
-    by_shape: dict[torch.Size, list[Tensor]] = {}
-    for weight, count in zip(weights, counts, strict=True):
-        view = weight.unflatten(0, (count, -1))
-        by_shape.setdefault(view.shape[1:], []).append(view)
-    for views in by_shape.values():
-        stack: list[Tensor] = []
-        for view in views:
-            if stack and sum(part.numel() for part in stack) + view.numel() > STACKED:
+def stacks(trained: Sequence[tuple[nn.Parameter, int]]) -> Iterator[list[tuple[nn.Parameter, int]]]:
+    """Groups of weights, each with the number of its matrices: those of a group have one shape and together at most
+    STACKED elements."""
+    by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, int]]] = {}
+    for parameter, count in trained:
+        rows, *columns = parameter.shape
+        by_shape.setdefault((rows // count, *columns), []).append((parameter, count))
+    for members in by_shape.values():
+        stack: list[tuple[nn.Parameter, int]] = []
+        for parameter, count in members:
+            if stack and sum(other.numel() for other, _ in stack) + parameter.numel() > STACKED:
                 yield stack
                 stack = []
-            stack.append(view)
+            stack.append((parameter, count))
         yield stack
 
 

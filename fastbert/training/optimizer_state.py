@@ -1,6 +1,7 @@
 """Conversion of an optimizer's state for a checkpoint, with tensors separate from the rest, and its exact
 restoration."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,11 +39,19 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    rest: dict,
+    like: Callable[[Tensor, Tensor], Tensor] = lambda full, parameter: full,
+) -> None:
     """Restores the output of `flatten_optimizer` in an optimizer over the same parameters, bit for bit.
 
     Constants (betas, weight decay) become those of the checkpoint, as with `load_state_dict`; machine settings (fused,
     foreach, capturable) remain those of the optimizer. If an error is raised, the optimizer is unchanged.
+
+    Args:
+        like: (a moment, its parameter) -> the moment, sharded as the parameter is.
 
     Raises:
         UserError: the parameters differ in number, name or shape, or the state belongs to another optimizer class.
@@ -89,9 +98,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
                 continue
             # load_state_dict has chosen the device, but rounds to the parameter's dtype; and fused kernels read weights
             # and moments in memory order, so both must have the same strides.
-            like = parameter if value.shape == parameter.shape else value
-            restored = torch.empty_like(like, dtype=exact[index][key].dtype, device=value.device, requires_grad=False)
-            optimizer.state[parameter][key] = restored.copy_(exact[index][key])
+            moment = exact[index][key]
+            if value.shape == parameter.shape:
+                restored = torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False)
+                moment = like(moment, parameter)
+            else:
+                restored = torch.empty_like(value, dtype=moment.dtype)
+            optimizer.state[parameter][key] = restored.copy_(moment)
 
 
 _MOMENTS = {name: ("exp_avg", "exp_avg_sq") for name in ("AdamW", "FusedAdam", "Lamb")}

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fastbert.errors import UserError
 from fastbert.training.apex import apex_step, build_fused_adam
 from fastbert.training.hardware import resolve_precision
 from fastbert.training.lamb import LAMB
 from fastbert.training.matrices import is_hidden, matrix_counts
 from fastbert.training.muon import Muon
 from fastbert.training.options import OPTIMIZERS, OptimizerOptions
+from fastbert.training.world import ONE_PROCESS, World
 
 
 def build_optimizer(
@@ -21,6 +23,7 @@ def build_optimizer(
     options: OptimizerOptions,
     device: torch.device | str,
     apex: bool = False,
+    world: World = ONE_PROCESS,
 ) -> torch.optim.Optimizer:
     """Builds the optimizer over all parameters that require a gradient, for `guarded_step`.
 
@@ -45,16 +48,16 @@ def build_optimizer(
         for group, weight_decay in ((decayed, options.weight_decay), (plain, 0.0))
         if group
     ]
-    return make_optimizer(groups, options, torch.device(device), apex)
+    return make_optimizer(groups, options, torch.device(device), apex, world)
 
 
 def make_optimizer(
-    groups: list[dict], options: OptimizerOptions, device: torch.device, apex: bool
+    groups: list[dict], options: OptimizerOptions, device: torch.device, apex: bool, world: World = ONE_PROCESS
 ) -> torch.optim.Optimizer:
     """Builds the optimizer over groups of named parameters, in the format of `build_optimizer`."""
     if apex:
         return build_fused_adam(groups, _constants(options))
-    optimizer = OPTIMIZERS[options.name](groups, options, device)
+    optimizer = OPTIMIZERS[options.name](groups, options, device, world)
     check_skips(optimizer)
     return optimizer
 
@@ -70,14 +73,14 @@ def implementation(optimizer: type[torch.optim.Optimizer]) -> str:
     return f"{optimizer.__module__}.{optimizer.__qualname__}"
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, world: World = ONE_PROCESS) -> Tensor:
     """Scales all gradients together so that their norm is at most `max_norm`; 0 disables clipping.
 
     Returns:
         The norm before clipping, a scalar on the device. Does not wait for the device.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    norm = world.full(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
     if max_norm:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
@@ -122,11 +125,15 @@ def _constants(options: OptimizerOptions) -> dict:
     }
 
 
-def build_adamw(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+def build_adamw(
+    groups: list[dict], options: OptimizerOptions, device: torch.device, world: World
+) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, fused=True, **_constants(options))
 
 
-def build_muon(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+def build_muon(
+    groups: list[dict], options: OptimizerOptions, device: torch.device, world: World
+) -> torch.optim.Optimizer:
     hidden, others = [], []
     for group in groups:
         counts = matrix_counts(group["params"])
@@ -143,10 +150,15 @@ def build_muon(groups: list[dict], options: OptimizerOptions, device: torch.devi
         betas=(options.beta1, options.beta2),
         eps=options.eps,
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        world=world,
     )
 
 
-def build_lamb(groups: list[dict], options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+def build_lamb(
+    groups: list[dict], options: OptimizerOptions, device: torch.device, world: World
+) -> torch.optim.Optimizer:
+    if world.sharded:  # a norm of a part of a weight is not that of the weight
+        raise UserError("lamb does not support --machine.shard blocks; use adamw or muon, or leave it out")
     for group in groups:
         if group["params"][0][1].ndim >= 2:
             counts = matrix_counts(group["params"])

@@ -114,3 +114,5 @@ class TrainingMachineOptions(MachineOptions):
 
     apex: bool = False
     """Use NVIDIA apex's FusedAdam for adamw, on a GPU; an error if apex or its CUDA extensions are missing."""
+    timeout: Positive = 600.0
+    """Seconds that each of several processes (torchrun, Ray) waits for the others before it ends with an error."""

@@ -52,6 +52,7 @@ def time_in_groups(
     least: int,
     most: int,
     stopped: Callable[[], bool] = lambda: False,
+    shared: Callable[[float], float] = lambda duration: duration,
 ) -> Timed:
     """Measures the time of a step on consecutive groups of steps.
 
@@ -65,33 +66,40 @@ def time_in_groups(
         least: minimum number of steps, unless they take more than twice the duration.
         most: maximum number of steps.
         stopped: ends the timing early.
+        shared: maps a duration to that of the first of several processes that do these steps together, so that all do
+            the same number.
     """
     times: list[float] = []
-    count, size = 0, 1
-    begin = before = time.perf_counter()
-    while not stopped() and count < most and (before - begin < seconds * (2 if count < least else 1) or not count):
+    count, size, spent = 0, 1, 0.0
+    while not stopped() and count < most and (spent < seconds * (2 if count < least else 1) or not count):
         size = min(size, most - count)
+        before = time.perf_counter()
         for _ in range(size):
             step()
         wait()
-        now = time.perf_counter()
-        times.append((now - before) / size)
-        count, before = count + size, now
+        duration = shared(time.perf_counter() - before)
+        times.append(duration / size)
+        count, spent = count + size, spent + duration
         fastest = min(times)
         size = max(size, math.ceil(min(GROUP, seconds / 20) / fastest) if fastest > 0 else most)
     if not times:
         return Timed(0.0, 0)
-    return Timed(undisturbed(times), count, (before - begin) / count)
+    return Timed(undisturbed(times), count, spent / count)
 
 
-def repeat_in(seconds: float, work: Callable[[], object], most: int = 3) -> float:
-    """Seconds of `work`, which is called up to `most` times as long as that fits into `seconds`, but at least once."""
+def repeat_in(
+    seconds: float,
+    work: Callable[[], object],
+    most: int = 3,
+    shared: Callable[[float], float] = lambda duration: duration,
+) -> float:
+    """Seconds of `work`, which is called up to `most` times as long as that fits into `seconds`, but at least once;
+    `shared` as for `time_in_groups`."""
     times: list[float] = []
-    begin = time.perf_counter()
-    while not times or (len(times) < most and time.perf_counter() - begin + min(times) < seconds):
+    while not times or (len(times) < most and sum(times) + min(times) < seconds):
         before = time.perf_counter()
         work()
-        times.append(time.perf_counter() - before)
+        times.append(shared(time.perf_counter() - before))
     return undisturbed(times)
 
 

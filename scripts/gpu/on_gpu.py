@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from fastbert.config import from_dict, to_dict
 from fastbert.data.shards import open_dataset
 from fastbert.model.positions import POSITIONS
+from fastbert.pretraining.loop import load_weights
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.pretrain import pretrain as pretrain_job
 from fastbert.randomness import permute, row_keys
@@ -161,6 +162,7 @@ def repeats(part: Part, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     def run(steps: int, options: dict[str, Any], checkpoint: Checkpoint | None = None) -> tuple[Path, dict[str, Any]]:
         trainer = part.trainer(part.setup(TRAINED | options), steps, log_every=1)
         if checkpoint:
+            load_weights(trainer.objective, checkpoint)
             trainer.restore(checkpoint)
         with trainer.logbook:
             trainer.run(Interrupts())

@@ -109,7 +109,8 @@ class Sums(nn.Module):
 
     def sample(self, x: torch.Tensor, seed: int, step: int) -> SimpleNamespace:
         self.inputs.append((seed, step))
-        return SimpleNamespace(input_ids=x, counts={"a": torch.tensor(len(x)), "b": (x > 1).sum()})
+        counts = {"a": torch.tensor(len(x)), "b": (x > 1).sum()}
+        return SimpleNamespace(input_ids=x, counts=counts, counted=True, counting=lambda value: value)
 
     def forward(self, part: SimpleNamespace) -> dict[str, torch.Tensor]:
         x = part.input_ids
@@ -286,6 +287,7 @@ def test_a_checkpoint_stores_all_progress() -> None:
     objective_step(whole.updater, MICRO_BATCHES, 7, 3, learning_rate=0.1)
     whole.save_checkpoint()
     assert whole.progress.seconds > 0.0
+    loop.load_weights(resumed, SimpleNamespace(step=3, path=Path("x"), **saved))
     again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
     assert again.progress == whole.progress
     assert torch.equal(trained.w, resumed.w) and trained.w != 2.0
