@@ -18,7 +18,10 @@ _ACCUMULATION = (
     "forward pass)"
 )
 _JOBS = "fastbert pretrain and finetune train; evaluate and predict use the result"
-_ONE_DEVICE = "one process trains on one device, given by --machine.device"
+_PROCESSES = (
+    "each process trains on one GPU; for several: torchrun --nproc-per-node N -m fastbert ..., with --machine.shard blocks "
+    "for FSDP2"
+)
 _METRICS = "metrics are written to metrics.jsonl and as TensorBoard events, below --out"
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -81,8 +84,8 @@ RENAMED: dict[str, tuple[str, ...]] = {
 REMARKS: dict[str, str] = {
     **dict.fromkeys(("epochs", "num-train-epochs", "num-epochs", "max-epochs", "n-epochs"), _BUDGET),
     **dict.fromkeys(("gradient-accumulation-steps", "grad-accum", "grad-accum-steps"), _ACCUMULATION),
-    **dict.fromkeys(("gpus", "num-gpus", "n-gpu", "n-gpus", "devices", "ngpus", "world-size"), _ONE_DEVICE),
-    **dict.fromkeys(("local-rank", "deepspeed", "fsdp", "ddp", "nproc-per-node", "num-processes"), _ONE_DEVICE),
+    **dict.fromkeys(("gpus", "num-gpus", "n-gpu", "n-gpus", "devices", "ngpus", "world-size"), _PROCESSES),
+    **dict.fromkeys(("local-rank", "deepspeed", "fsdp", "ddp", "nproc-per-node", "num-processes"), _PROCESSES),
     **dict.fromkeys(("do-train", "do-eval", "do-predict"), _JOBS),
     **dict.fromkeys(("report-to", "wandb", "logging-dir", "wandb-project"), _METRICS),
     **dict.fromkeys(

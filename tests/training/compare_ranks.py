@@ -1,11 +1,6 @@
-"""Program for several processes: trains each case on all ranks and, on the first one, in one process; prints how far
-they are apart. Started by tests/training/test_parallel.py with torchrun.
-
-    equality.py CASES.json RESULTS.json
-"""
+"""What the ranks of test_parallel.py do: each case is trained on all of them and, on the first one, in one process."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +16,36 @@ from fastbert.training.step import objective_step
 from fastbert.training.world import ONE_PROCESS, World
 
 
-def trained(setup: PretrainSetup, world: World, double: bool, steps: int, rate: float) -> dict[str, Tensor] | None:
-    """Weights, notes, moments, scalars of the steps and figures of a validation, on the first rank."""
+class LocalCounts(Ranks):
+    """Negative control: each rank divides by the counts of its own rows."""
+
+    def sums(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        summed = super().sums(scalars)
+        return summed if "loss" in scalars else {name: value * self.size for name, value in scalars.items()}
+
+
+class OwnNotes(Ranks):
+    """Negative control: each rank writes the notes of its own rows."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.ndim == 2 else super().sum(tensor)
+
+
+CONTROLS = {"local counts": LocalCounts, "own notes": OwnNotes}
+
+
+def trained(setup: PretrainSetup, world: World, case: dict[str, Any]) -> dict[str, Tensor] | None:
+    """Weights, notes, moments, scalars of the steps and figures of a validation; None on all ranks but the first."""
     setup = replace(setup, world=world)
     objective = setup.objective().train()
-    if double:
+    if case["double"]:
         objective = objective.double()
     updater, batches = setup.updater(objective), setup.batches()
-    if double and hasattr(updater.optimizer, "dtype"):
+    if case["double"] and case["optimizer"] == "muon":
         updater.optimizer.dtype = torch.float64
     found: dict[str, Any] = {}
-    for step in range(steps):
-        scalars = objective_step(updater, batches.at(step), setup.options.seed, step, rate, {})
+    for step in range(setup.options.steps):
+        scalars = objective_step(updater, batches.at(step), setup.options.seed, step, case["rate"])
         found |= {f"{name} of step {step}": value.double() for name, value in scalars.items()}
     for name, value in setup.validate(objective).items():
         found[f"{name} of a validation"] = torch.tensor(value, dtype=torch.float64)
@@ -47,8 +60,8 @@ def trained(setup: PretrainSetup, world: World, double: bool, steps: int, rate: 
 
 
 def distance(ranks: dict[str, Tensor], alone: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest difference, relative to the largest value of the same tensor, and its name."""
-    assert ranks.keys() == alone.keys(), ranks.keys() ^ alone.keys()
+    """The largest difference, relative to the largest value of the same tensor, and the name of the tensor."""
+    assert ranks.keys() == alone.keys()
     found = {}
     for name, value in alone.items():
         value, other = value.detach().double(), ranks[name].detach().double()
@@ -58,38 +71,21 @@ def distance(ranks: dict[str, Tensor], alone: dict[str, Tensor]) -> tuple[float,
     return found[name], name
 
 
-class LocalCounts(Ranks):
-    """Negative control: each rank divides by its own counts, and the ranks take the mean."""
-
-    def sums(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
-        summed = super().sums(scalars)
-        return summed if "loss" in scalars else {name: value * self.size for name, value in scalars.items()}
-
-
-class OwnNotes(Ranks):
-    """Negative control: each rank writes the notes of its own rows."""
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        return tensor if tensor.ndim == 2 else super().sum(tensor)
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    cases, results = json.loads(Path(sys.argv[1]).read_text()), {}
+def compare(cases: dict[str, dict[str, Any]], results: str) -> None:
+    """Writes the distances of all cases to the file `results`."""
+    found, alone = {}, {}
     with start(60.0) as world:
         for name, case in cases.items():
             setup = prepare_setup(from_dict(PretrainOptions, case["options"], name))
-            kind = {"local counts": LocalCounts, "own notes": OwnNotes}.get(case.get("control"), Ranks)
             shared = {"timeout": 60.0, "store": world.store, "said": world.said}
-            ranks = kind(world.rank, world.size, world.local_rank, case["shard"] != "none", **shared)
+            kind = CONTROLS.get(case["control"], Ranks)
+            ranks = kind(world.rank, world.size, world.local_rank, case["shard"], **shared)
             ranks.connect(setup.device)
-            arguments = (case["double"], case["steps"], case["rate"])
-            together = trained(setup, ranks, *arguments)
+            together = trained(setup, ranks, case)
             if world.first:
-                results[name] = distance(together, trained(setup, ONE_PROCESS, *arguments))
-                print(name, results[name], flush=True)
+                key = json.dumps([case["options"], case["double"]])
+                if key not in alone:  # the same for DDP and FSDP2
+                    alone[key] = trained(setup, ONE_PROCESS, case)
+                found[name] = distance(together, alone[key])
     if world.first:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-
-
-main()
+        Path(results).write_text(json.dumps(found))

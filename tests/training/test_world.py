@@ -1,0 +1,42 @@
+"""The rows and micro-batches of each rank, and the first rank's words."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastbert.data.batches import InMemory, PackedRows, validation_batches
+from fastbert.training.world import ONE_PROCESS, World
+
+
+def test_rows_of_the_ranks_are_the_batch() -> None:
+    for count in (1, 5, 8):
+        for size in (1, 2, 3):
+            rows = [row for rank in range(size) for row in range(count)[World(rank, size).rows(count)]]
+            assert rows == list(range(count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro", [1, 2, 3, 100])
+def test_all_ranks_have_the_same_number_of_parts(count: int, size: int, micro: int) -> None:
+    parts = [list(World(rank, size).parts(count, micro)) for rank in range(size)]
+    assert len({len(mine) for mine in parts}) == 1 and len(parts[0]) >= 1
+    assert [row for mine in parts for part in mine for row in range(count)[part]] == list(range(count))
+    assert all(0 <= part.stop - part.start <= micro for mine in parts for part in mine)
+
+
+def test_one_process_has_no_empty_part() -> None:
+    assert [part.stop - part.start for part in ONE_PROCESS.parts(7, 3)] == [3, 3, 1]
+
+
+def test_ranks_divide_the_rows_of_a_validation() -> None:
+    """A rank without rows of its own reads the first one, which does not count."""
+    rows = PackedRows(InMemory(np.arange(200)), 8, 2, 3)
+
+    def read(count: int, size: int) -> list[list[tuple[list[int], bool]]]:
+        device = torch.device("cpu")
+        parts = (validation_batches(rows, count, 2, device, World(rank, size)) for rank in range(size))
+        return [[(batch.row_indices.tolist(), batch.counted) for batch in part] for part in parts]
+
+    assert read(7, 2) == [[([0, 4], True), ([8], True)], [([12, 16], True), ([20, 24], True)]]
+    assert read(2, 3) == [[([0], False)], [([0], True)], [([14], True)]]
