@@ -19,8 +19,8 @@ _ACCUMULATION = (
 )
 _JOBS = "fastbert pretrain and finetune train; evaluate and predict use the result"
 _PROCESSES = (
-    "each process trains on one GPU; for several: torchrun --nproc-per-node N -m fastbert ..., with --machine.shard blocks "
-    "for FSDP2"
+    "a process trains on one GPU; for several: torchrun --nproc-per-node N -m fastbert ..., for FSDP2 with "
+    "--machine.shard blocks"
 )
 _METRICS = "metrics are written to metrics.jsonl and as TensorBoard events, below --out"
 
