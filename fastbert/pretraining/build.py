@@ -1,6 +1,5 @@
 """Builds the trainer of a run, from its start or its newest checkpoint, and the manifest of its experiment."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from fastbert.objectives.objective import Objective
 from fastbert.pretraining.budget import checkpoint_size
 from fastbert.pretraining.exports import check_exports, export_lines, export_steps, export_words
 from fastbert.pretraining.finish import check_finish
-from fastbert.pretraining.loop import STATE, Trainer, load_weights
+from fastbert.pretraining.loop import STATE, Progress, Trainer, load_weights
 from fastbert.pretraining.run import (
     RunFolder,
     read_config,
@@ -109,6 +108,11 @@ def build_trainer(
         echo(line)
     if resumed:
         echo(f"resuming {run.path} at step {step} of {options.steps}")
+
+    def export(progress: Progress) -> None:
+        whole = whole_on_first(setup, objective)
+        world.first_says(lambda: export_words(setup, whole, run, progress, exports[progress.step]))
+
     trainer = Trainer(
         updater=updater,
         batches=batches,
@@ -133,9 +137,7 @@ def build_trainer(
         log_every=options.log_every,
         milestones=milestones,
         exports=frozenset(exports),
-        export=lambda progress: on_first(
-            setup, objective, lambda whole: export_words(setup, whole, run, progress, exports[progress.step])
-        ),
+        export=export,
         peak_flops=peak * world.size,
         state={
             "encoder": setup.config.to_dict(),
@@ -170,13 +172,15 @@ def on_all_ranks(world: World, checkpoint: Checkpoint | None) -> Checkpoint | No
     return found and Checkpoint(path, **found, tensors=world.from_first(tensors))
 
 
-def on_first(setup: PretrainSetup, objective: Objective, function: Callable[[Objective], None]) -> None:
-    """Calls `function` with the objective on the first rank, while the others wait. If weights are sharded, it receives
-    a copy that is whole, on the CPU."""
-    world, whole = setup.world, objective
-    if world.sharded:
-        weights = world.full_on_first({"model": objective.state_dict(keep_vars=True)})
-        if weights is not None:
-            whole = replace(setup, world=ONE_PROCESS, device=torch.device("cpu")).objective(initial=False)
-            whole.load_state_dict(weights["model"])
-    world.first_says(lambda: function(whole))
+def whole_on_first(setup: PretrainSetup, objective: Objective) -> Objective | None:
+    """The objective on the first rank, None on the others. If weights are sharded, it is a copy with whole weights, on
+    the CPU."""
+    world = setup.world
+    if not world.sharded:
+        return objective if world.first else None
+    weights = world.full_on_first({"model": objective.state_dict(keep_vars=True)})
+    if weights is None:
+        return None
+    whole = replace(setup, world=ONE_PROCESS, device=torch.device("cpu")).objective(initial=False)
+    whole.load_state_dict(weights["model"])
+    return whole

@@ -14,7 +14,7 @@ from fastbert.errors import UserError
 from fastbert.files import locked_folder, refuse_link
 from fastbert.model.config import EncoderConfig
 from fastbert.pretraining.budget import check_steps, resolve_steps
-from fastbert.pretraining.build import build_trainer, describe_experiment, on_first
+from fastbert.pretraining.build import build_trainer, describe_experiment, whole_on_first
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
 from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions, science
@@ -31,7 +31,7 @@ from fastbert.pretraining.setup import PretrainSetup, data_fingerprint, prepare_
 from fastbert.streams import echo
 from fastbert.training.checkpoints import read_newest
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.parallel import restarted, restarts, start
+from fastbert.training.launch import join, restarted, restarts
 from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.world import World
 
@@ -44,7 +44,7 @@ def pretrain(given: PretrainOptions, name: str) -> int:
     Raises:
         UserError: any user error, if possible before training starts.
     """
-    with start(given.machine.timeout, given.machine.shard) as world:
+    with join(given.machine.timeout, given.machine.shard) as world:
         if world.size == 1:
             check_one_process(given)
         elif given.dry_run:
@@ -184,5 +184,7 @@ def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resume
                 f"resume with: fastbert pretrain --resume {shlex.quote(str(run.path))}"
             )
             return interrupts.exit_code
-        on_first(setup, trainer.objective, lambda whole: finish(setup, whole, run, trainer.progress))
+        whole = whole_on_first(setup, trainer.objective)
+        if first:
+            finish(setup, whole, run, trainer.progress)
     return 0

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastbert.records import json_text, parse_json
 from fastbert.streams import echo, mute
 from fastbert.system_errors import user_error
-from fastbert.training.world import ONE_PROCESS, World
+from fastbert.training.world import World
 
 Result = TypeVar("Result")
 
@@ -56,24 +56,8 @@ class OtherRankEndedError(SystemExit):
     """Another rank has failed and has reported the reason; `code` is its exit code."""
 
 
-def launched(environment: Mapping[str, str]) -> int:
-    """Number of processes that torchrun, or a launcher with the same variables, has started; 1 without one."""
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return int(environment["WORLD_SIZE"]) if all(name in environment for name in names) else 1
-
-
-def restarted(environment: Mapping[str, str]) -> bool:
-    """Returns whether the launcher has restarted the processes after a failure."""
-    return environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
-def restarts(environment: Mapping[str, str]) -> bool:
-    """Returns whether the launcher restarts the processes after a failure."""
-    return launched(environment) > 1 and environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-
-
 def start(timeout: float, shard: str = "none") -> World:
-    """Joins the processes of torchrun, or those of a process group that exists already; one process without either.
+    """Joins the processes that torchrun or Ray has started, and their process group if it exists already.
 
     Args:
         timeout: seconds that a rank waits for the others before it gives up.
@@ -81,12 +65,8 @@ def start(timeout: float, shard: str = "none") -> World:
     """
     if dist.is_initialized():
         store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
-    elif launched(os.environ) > 1:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
     else:
-        return ONE_PROCESS
-    if size == 1:
-        return ONE_PROCESS
+        store, rank, size = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
     if rank > 0:
         mute()
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
