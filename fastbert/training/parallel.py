@@ -47,8 +47,6 @@ _BUFFERS = next(
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Socket")
 """Parts of the messages of errors of a connection, which have no class of their own in Gloo."""
-
-
 _NOTHING = torch.empty(0)
 
 
