@@ -56,3 +56,18 @@ def test_exit_code_of_a_process():
         "    sys.exit(interrupts.exit_code)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 143
+
+
+def test_several_processes_stop_when_the_sums_say_so() -> None:
+    """A signal to one of them is not acted upon before all know of it."""
+    with Interrupts(several=True) as hit, Interrupts(several=True) as other:
+        assert hit.flags == {"SIGTERM": 0.0, "SIGINT": 0.0}
+        hit._catch(signal.SIGTERM, None)
+        assert hit.caught is None and hit.flags == {"SIGTERM": 1.0, "SIGINT": 0.0}
+        sums = {name: hit.flags[name] + other.flags[name] for name in hit.flags} | {"loss": 2.0}
+        for one in (hit, other):
+            one.agree(sums)
+            assert one.caught is signal.SIGTERM and one.exit_code == 143
+    alone = Interrupts()
+    alone.agree({"SIGTERM": 1.0})
+    assert alone.flags == {} and alone.caught is None
