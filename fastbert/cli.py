@@ -291,7 +291,7 @@ def run_command(arguments: list[str]) -> int:
         found = None if isinstance(error, OSError) and standard_output_fails() else user_error(error)
         if found is None:
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the processes of a machine make the same mistakes here
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes of a machine have the same errors here
             print(f"error: {message_of(found)}", file=sys.stderr)
         return 2
 

@@ -4,7 +4,7 @@ the blocks and TUPE's two projections, with torch's fused AdamW for all other pa
 torch.optim.Muon updates whole weights one by one and cannot skip an update on the device; so the update is implemented
 here, and the tests compare it with torch's.
 
-With several processes each orthogonalizes an equal share of the matrices; if weights are sharded, their updates are
+With several processes each orthogonalizes an equal part of the matrices; if weights are sharded, their updates are
 gathered before, because a matrix can be orthogonalized only as a whole.
 
 Shapes: N matrices of one shape, R rows, C columns.
@@ -115,13 +115,13 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(parameters, gradients)
 
     def directions(self, matrices_NRC: Tensor) -> Tensor:
-        """The orthogonalized matrices. Each rank computes an equal share of them."""
+        """The orthogonalized matrices. Each rank computes an equal part of them."""
         count, size = len(matrices_NRC), self.world.size
         if size == 1:
             return orthogonalized(matrices_NRC, self.dtype)
-        share = -(-count // size)
-        mine = matrices_NRC[self.world.rank * share : (self.world.rank + 1) * share]
-        if missing := share - len(mine):
+        most = -(-count // size)
+        mine = matrices_NRC[self.world.rank * most : (self.world.rank + 1) * most]
+        if missing := most - len(mine):
             mine = torch.cat([mine, mine.new_zeros(missing, *mine.shape[1:])])
         return self.world.gather(orthogonalized(mine, self.dtype))[:count]
 
