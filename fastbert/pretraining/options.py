@@ -56,8 +56,8 @@ class PretrainMachineOptions(TrainingMachineOptions):
     micro_batch_size: Count | None = 32
     """Sequences in one forward pass; their gradients are accumulated over the batch. None: the whole batch."""
     shard: str = choice("none", ("none", "blocks"))
-    """With several processes: none (DDP: each has all weights) or blocks (FSDP2: each stores a part of every weight,
-    gradient and moment, and gathers a block's weights when it is computed)."""
+    """Division of the weights between several processes: none (DDP: each has all of them) or blocks (FSDP2: each has a
+    part of every weight, gradient and moment, and gathers a block's weights when it is computed)."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, about a third more time."""
 
@@ -156,6 +156,11 @@ class _PretrainOptions:
         self.stages.check(self.batch_size, self.length)
         if self.dry_run and self.profile:
             raise UserError("give --dry-run or --profile, not both: a dry run leaves no folder to write a profile to")
+        if self.machine.shard != "none" and (self.optimizer.name == "lamb" or self.machine.apex):
+            raise UserError(
+                "--machine.shard blocks works with the optimizers adamw and muon, without --machine.apex: others would "
+                "use norms or memory of a part of each weight"
+            )
         self.milestone_steps()
         self.word_counts()
 

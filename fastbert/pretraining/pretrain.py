@@ -106,7 +106,7 @@ def connect(setup: PretrainSetup) -> None:
     if fingerprint != setup.world.first_says(lambda: fingerprint):
         raise UserError(
             f"the data in {setup.dataset.folder} differs from that of the first process; prepare it once, in a folder "
-            "that all machines share"
+            "common to all machines"
         )
     setup.world.connect(setup.device)
 

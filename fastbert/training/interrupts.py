@@ -40,7 +40,7 @@ class Interrupts:
 
     @property
     def flags(self) -> dict[str, float]:
-        """Whether this process has received each signal; empty for one process."""
+        """Signal -> 1 if this process has received it, else 0; empty for one process."""
         return {number.name: float(self._received is number) for number in NUMBERS} if self.several else {}
 
     def agree(self, sums: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""The variables with which a launcher (torchrun, Ray) tells a process that it is one of several. Only then the code for
+"""The variables by which a launcher (torchrun, Ray) informs a process that it is one of several. Only then the code for
 several is imported, which takes a second."""
 
 import os

@@ -158,7 +158,7 @@ def build_lamb(
     groups: list[dict], options: OptimizerOptions, device: torch.device, world: World
 ) -> torch.optim.Optimizer:
     if world.sharded:  # a norm of a part of a weight is not that of the weight
-        raise UserError("lamb does not support --machine.shard blocks; use adamw or muon, or leave it out")
+        raise UserError("lamb does not support sharded weights; use adamw or muon")
     for group in groups:
         if group["params"][0][1].ndim >= 2:
             counts = matrix_counts(group["params"])

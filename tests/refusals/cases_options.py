@@ -174,6 +174,14 @@ CASES = [
         "--custom.metrics must be names with a comma",
     ),
     ("pretrain --resume ''", "--out is empty"),
+    (
+        "pretrain --data text.txt --steps 9 --machine.shard blocks",
+        "--machine.shard divides the weights between several processes; start them with torchrun",
+    ),
+    (
+        "pretrain --data text.txt --steps 9 --machine.shard blocks --optimizer.name lamb",
+        "--machine.shard blocks works with the optimizers adamw and muon, without --machine.apex",
+    ),
     (f"pretrain --resume {'x' * 300}", "--out contains a name that is too long"),
     # files
     ("pretrain infinite.yaml", "infinite.yaml: optimizer: learning_rate must be a finite number, not inf"),

@@ -16,6 +16,7 @@ from fastbert.model.options import EncoderOptions
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.optimizers import build_optimizer, clip_gradients, guarded_step
 from fastbert.training.options import OPTIMIZERS, OptimizerOptions
+from fastbert.training.world import World
 
 FINITE, NOT_FINITE = torch.tensor(True), torch.tensor(False)
 
@@ -229,3 +230,25 @@ def test_an_optimizer_that_cannot_skip_is_refused():
 def test_wrong_options_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         replace(OptimizerOptions(), **change)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_torch_reads_and_restores_the_state(name):
+    """torch.distributed.checkpoint.state_dict calls `step(closure=None)`, without `found_inf`, to create the state; and
+    a closure is called."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    trained, fresh = encoder(), encoder()
+    optimizer, empty = built(trained, name), built(fresh, name)
+    fill_gradients(trained, 0)
+    guarded_step(optimizer, 0.01, FINITE)
+    state = get_optimizer_state_dict(trained, optimizer)
+    set_optimizer_state_dict(fresh, empty, state)
+    assert_identical(flatten_optimizer(empty)[0], flatten_optimizer(optimizer)[0])
+    fill_gradients(fresh, 1)
+    assert empty.step(lambda: torch.tensor(3.0)) == 3.0
+
+
+def test_lamb_refuses_sharded_weights():
+    with pytest.raises(UserError, match="lamb does not support sharded weights"):
+        build_optimizer(encoder().named_parameters(), OptimizerOptions("lamb"), "cpu", world=World(0, 2, sharded=True))
