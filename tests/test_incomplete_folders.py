@@ -11,7 +11,7 @@ from fastbert.errors import UserError
 from fastbert.files import LOCK, locked_folder
 from fastbert.finetuning import folder, several_tasks
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.setup import prepare_finetuning
+from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.flags import parse
 from fastbert.pretraining.build import describe_experiment
 from fastbert.pretraining.options import PretrainOptions, science
@@ -100,7 +100,7 @@ def test_a_fine_tuning(tmp_path, capsys) -> None:
 
     def make() -> None:
         with locked_folder(out):
-            folder.open_folder(out, setup)
+            folder.open_folder(out, setup, describe_finetuning(setup))
 
     assert every_kill(out, make, lambda: None) > 6
     out.mkdir()

@@ -9,48 +9,78 @@ out/seed-0/             config.yaml, metrics.jsonl, events.out.tfevents.*, error
 out/fraction-0.1/seed-0/    the same for a fraction below 1
 """
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastbert import config as configuration
+from fastbert.errors import UserError
 from fastbert.files import disk_errors, locked_folder, remove
 from fastbert.finetuning.folder import check_other_files, open_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
 from fastbert.finetuning.seed import CHECKPOINTS, train_seed
-from fastbert.finetuning.setup import prepare_finetuning
+from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
 from fastbert.training.interrupts import Interrupts
+from fastbert.training.world import ONE_PROCESS, World
 
 
-def finetune(requested: FinetuneOptions) -> int:
+def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
     """Trains all seeds that are not finished, writes and prints the results; returns the exit code.
+
+    Args:
+        world: the processes that train each seed together, all of which call this function. The first one reads and
+            writes the files in --out.
 
     Raises:
         UserError: any user error, before training starts if possible.
     """
-    requested.check_inputs()
-    check_output_folder(requested.out)
-    check_other_files(Path(requested.out))
-    setup = prepare_finetuning(requested)
+    out = Path(requested.out)
+    world.first_says(lambda: check_request(requested, out))
+    setup = world.first_before_others(lambda: prepare_finetuning(requested, world))
     for warning in setup.warnings:
         echo(warning)
-    out = Path(requested.out)
+    experiment = describe_finetuning(setup)
+    check_same_on_all_ranks(experiment, world)
+    world.connect(setup.device)
     results: dict[float, list[dict[str, Any]]] = {}
-    with locked_folder(out), Interrupts() as interrupts:
-        open_folder(out, setup)
+    with locked_folder(out) if world.first else nullcontext(), Interrupts(world.size > 1) as interrupts:
+        world.first_says(lambda: open_folder(out, setup, experiment))
         for fraction in setup.options.fractions():
             results[fraction] = []
             for seed in range(requested.first_seed, requested.first_seed + requested.seeds):
                 folder = seed_folder(out, fraction, seed)
-                result = finished(folder, setup.task.metrics)
+                result = world.first_says(partial(finished, folder, setup.task.metrics))
                 if result is None:
                     result = train_seed(setup, folder, fraction, seed, interrupts)
                 if result is None:
                     echo(f"stopped; the same command continues with {folder}")
                     return interrupts.exit_code
-                with disk_errors(folder):
-                    remove(folder / CHECKPOINTS)
+                world.first_says(partial(remove_checkpoints, folder))
                 results[fraction].append(result)
-        write_results(setup.options, setup.task, setup.precision, out, results)
+        world.first_says(lambda: write_results(setup.options, setup.task, setup.precision, out, results))
     return 0
+
+
+def check_request(requested: FinetuneOptions, out: Path) -> None:
+    """Raises a UserError if model, task or --out cannot be used."""
+    requested.check_inputs()
+    check_output_folder(out)
+    check_other_files(out)
+
+
+def check_same_on_all_ranks(experiment: dict[str, Any], world: World) -> None:
+    """Raises a UserError if options, model or data of this rank differ from those of the first one."""
+    if changed := configuration.differences(world.first_says(lambda: experiment), experiment):
+        raise UserError(
+            f"the fine-tuning differs from that of the first process: {'; '.join(changed)}. Start all processes with "
+            "the same options, on the same model and data"
+        )
+
+
+def remove_checkpoints(folder: Path) -> None:
+    with disk_errors(folder):
+        remove(folder / CHECKPOINTS)

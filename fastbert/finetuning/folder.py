@@ -10,7 +10,7 @@ from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, contents
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder
-from fastbert.finetuning.setup import FinetuneSetup, describe_finetuning
+from fastbert.finetuning.setup import FinetuneSetup
 from fastbert.records import read_sealed, write_sealed
 from fastbert.training.apex import fused_adam
 from fastbert.training.hardware import describe_machine
@@ -49,9 +49,8 @@ def check_other_files(out: Path) -> None:
         raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
 
 
-def open_folder(out: Path, setup: FinetuneSetup) -> None:
+def open_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, Any]) -> None:
     """Writes options and manifest to `out` after `check_results_folder`."""
-    experiment = describe_finetuning(setup)
     check_results_folder(out, setup, experiment)
     write_options(out, setup.options)
     manifest = {
@@ -64,6 +63,7 @@ def open_folder(out: Path, setup: FinetuneSetup) -> None:
             "precision": setup.precision,
             "threads": torch.get_num_threads(),
             "optimizer": implementation(fused_adam() if setup.options.machine.apex else torch.optim.AdamW),
+            **({"processes": setup.world.size} if setup.world.size > 1 else {}),
         },
     }
     write_sealed(out / "manifest.json", manifest)

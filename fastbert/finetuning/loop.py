@@ -23,7 +23,7 @@ from fastbert.training.checkpoints import Checkpoint
 from fastbert.training.divergence import guard
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
-from fastbert.training.logbook import Logbook
+from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.optimizers import make_optimizer
 from fastbert.training.options import OptimizerOptions
@@ -113,14 +113,16 @@ class Tuner:
         updater: with a `TaskModel` and its optimizer.
         stream: the batch of each step.
         options: with learning rate, epochs and length resolved.
+        logbook: the first rank's; the others have none.
     """
 
     updater: Updater
     stream: TaskStream
     options: FinetuneOptions
     seed: int
-    logbook: Logbook
+    logbook: Logbook | NoLogbook
     progress: TuningProgress = field(default_factory=TuningProgress)
+    interrupts: Interrupts = field(default_factory=Interrupts)
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
 
     @property
@@ -137,7 +139,9 @@ class Tuner:
         Raises:
             UserError: loss or gradient was not finite in several steps in a row.
         """
-        progress = self.progress
+        progress, self.interrupts = self.progress, interrupts
+        if progress.epoch < self.options.epochs:
+            self._settle()
         for epoch in range(progress.epoch, self.options.epochs):
             start = time.perf_counter()
             for index in range(self.stream.batches):
@@ -157,26 +161,42 @@ class Tuner:
 
     def train_step(self, batch: StreamBatch) -> None:
         """Performs one update with the gradient of the weighted mean loss over the units of the batch, for any
-        micro-batch size."""
-        model, step, count = self.updater.module, self.progress.step, len(batch.rows)
+        micro-batch size and number of ranks."""
+        step, count = self.progress.step, len(batch.rows)
+        parts = list(self.updater.world.parts(count, self.options.machine.micro_batch_size or count))
+        weights, counts, signals = {"task": batch.weight}, {"task": batch.units}, self.interrupts.flags
+        scalars = self.updater.update(parts, self._forward(batch), weights, counts, self._rate(step), signals)
+        before = self._lagged.push(step, scalars)
+        self.progress.step += 1
+        self._log(before)
+
+    def _forward(self, batch: StreamBatch) -> Callable[[nn.Module, slice], dict[str, Tensor]]:
+        """The sum of the losses over a part of the rows of `batch`, for `Updater.update`. Without rows it is zero, and
+        so are its gradients, which all ranks must have."""
+        model = self.updater.module
         device, kind = next(model.parameters()).device, model.kinds[batch.head]
-        keys = row_keys(self.seed, "dropout", step, torch.arange(count)).to(device)
-        micro = self.options.machine.micro_batch_size or count
+        keys = row_keys(self.seed, "dropout", self.progress.step, torch.arange(len(batch.rows))).to(device)
 
         def forward(network: nn.Module, part: slice) -> dict[str, Tensor]:
+            empty = part.start == part.stop
+            part = slice(1) if empty else part
             examples = batch.data.batch(batch.rows[part], device)
             logits = network(examples, batch.head, keys[part])
             targets = examples.labels
             if batch.soft_labels is not None:
                 targets = torch.from_numpy(batch.soft_labels[part]).to(device, non_blocking=True)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return {"task": kind.losses(logits, targets).sum()}
+            loss = kind.losses(logits, targets).sum()
+            return {"task": 0.0 * loss if empty else loss}
 
-        parts = list(self.updater.world.parts(count, micro))
-        scalars = self.updater.update(parts, forward, {"task": batch.weight}, {"task": batch.units}, self._rate(step))
-        before = self._lagged.push(step, scalars)
-        self.progress.step += 1
-        self._log(before)
+        return forward
+
+    def _settle(self) -> None:
+        """Lets the ranks arrange their messages before the first step, see `fastbert.training.step.settle`."""
+        if self.updater.world.size > 1:
+            forward = self._forward(self.stream.at(self.progress.epoch, 0))
+            self.updater.add_gradient(slice(0, 0), forward, {"task": 1.0}, {"task": 1}, last=True)
+            self.updater.optimizer.zero_grad()
 
     def _log(self, scalars: tuple[int, dict[str, float]] | None) -> None:
         """Checks the scalars of a step for divergence, and logs a row if one is due."""
@@ -184,6 +204,7 @@ class Tuner:
             return
         step, values = scalars
         progress = self.progress
+        self.interrupts.agree(values)
         if guard(progress, step, values, echo, lambda: ADVICE):
             progress.window.append(values["loss"])
         done = step + 1

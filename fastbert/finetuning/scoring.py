@@ -16,6 +16,7 @@ from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord
 from fastbert.progress import progress
 from fastbert.training.hardware import autocast
+from fastbert.training.world import ONE_PROCESS, World
 
 BATCH = 64  # default number of examples in one forward pass
 
@@ -52,21 +53,33 @@ def encode_inputs(examples: Sequence[Example], vocabulary: WordPiece, record: Ta
 
 @torch.no_grad()
 def predict_scores(
-    model: TaskModel, head: str, inputs: Inputs, *, precision: str, batch_size: int = BATCH
+    model: TaskModel,
+    head: str,
+    inputs: Inputs,
+    *,
+    precision: str,
+    batch_size: int = BATCH,
+    world: World = ONE_PROCESS,
 ) -> np.ndarray:
-    """Scores of a head, float64 [U, ...], the mean over the orders of the pairs."""
+    """Scores of a head, float64 [U, ...], the mean over the orders of the pairs.
+
+    With several ranks, each scores a part of the batches that one process would have, so the scores are equal to the
+    bit.
+    """
     kind, device = model.kinds[head], next(model.parameters()).device
     out = np.zeros((len(inputs.orders[0].units_in(np.arange(len(inputs.orders[0])))), *kind.score_shape()))
     with progress("scoring", sum(map(len, inputs.orders)), "inputs") as shown:
         for encoded in inputs.orders:
-            for rows in reading_order(encoded.lengths, batch_size):
-                batch = encoded.batch(rows, device)
-                with autocast(device, precision):
-                    logits = model(batch, head)
-                scores = kind.scores(logits if batch.scored is None else logits[batch.scored])
-                out[encoded.units_in(rows)] += scores.cpu().numpy() / len(inputs.orders)
+            for index, rows in enumerate(reading_order(encoded.lengths, batch_size)):
+                if index % world.size == world.rank:
+                    batch = encoded.batch(rows, device)
+                    with autocast(device, precision):
+                        logits = model(batch, head)
+                    scores = kind.scores(logits if batch.scored is None else logits[batch.scored])
+                    out[encoded.units_in(rows)] += scores.cpu().numpy() / len(inputs.orders)
                 shown.update(shown.done + len(rows))
-    return out
+    # A batch of both orders may be scored by different ranks; all others have zeros there.
+    return out if world.size == 1 else world.sum(torch.from_numpy(out).to(device)).cpu().numpy()
 
 
 def check_finite(values: np.ndarray, model: str | Path, precision: str) -> None:

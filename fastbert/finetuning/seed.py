@@ -2,6 +2,7 @@
 the same command continue after the last finished epoch."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from fastbert.finetuning.setup import FinetuneSetup, task_record
 from fastbert.finetuning.stream import SingleTaskStream
 from fastbert.records import check, finite_or_none, write_sealed
 from fastbert.streams import echo
-from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space, read_newest
+from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space, on_all_ranks, read_newest
 from fastbert.training.finite import NotFiniteError, all_finite
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import Logbook
+from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.step import Updater
 
 CHECKPOINTS = "checkpoints"
@@ -38,7 +39,8 @@ _STATE = STATE | {"best": (EPOCH, type(None)), "last": EPOCH}
 def train_seed(
     setup: FinetuneSetup, folder: Path, fraction: float, seed: int, interrupts: Interrupts
 ) -> dict[str, Any] | None:
-    """Trains one seed in its folder, from its newest checkpoint if there is one.
+    """Trains one seed in its folder, from its newest checkpoint if there is one. Of several ranks, only the first
+    reads and writes files.
 
     Returns:
         The result; None if a signal ended the training.
@@ -46,29 +48,29 @@ def train_seed(
     Raises:
         UserError: training diverged; the disk is full; the checkpoints are damaged.
     """
-    options = setup.options
-    checkpoint = checkpoint_of(folder, options.save_model)
-    with disk_errors(folder):
-        if checkpoint is None:
-            remove(folder)  # files of an attempt without a checkpoint
-            folder.mkdir(parents=True)
-        else:
-            remove_leftovers(folder)
-    write_options(folder, replace(options, seeds=1, first_seed=seed, train_fraction=str(fraction), out=str(folder)))
+    options, world = setup.options, setup.world
+    found = checkpoint_of(folder, options.save_model) if world.first else None
+    if world.first:
+        open_seed_folder(folder, found is not None)
+        this = replace(options, seeds=1, first_seed=seed, train_fraction=str(fraction), out=str(folder))
+        write_options(folder, this)
+    checkpoint = on_all_ranks(world, found)
     examples = [setup.train[row] for row in subset(len(setup.train), fraction)]
     data = encode_inputs(examples, setup.vocabulary, task_record(options, setup.task, seed, {}))
     updater = build_updater(setup, seed)
-    check_disk(folder, updater.module, options.save_model, checkpoint is not None)
+    if world.first:
+        check_disk(folder, updater.module, options.save_model, checkpoint is not None)
     rows = len(data.orders[0])
-    steps, machine = options.steps(rows), f"{setup.device} {setup.precision}"
+    steps = options.steps(rows)
     windows = "" if rows == len(examples) else f" in {rows} windows"
-    echo(f"{setup.task.name}, seed {seed}: {len(examples)} examples{windows}, {steps} steps; {machine}")
+    echo(f"{setup.task.name}, seed {seed}: {len(examples)} examples{windows}, {steps} steps; {setup.machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
     experiment = science(options) | {"seed": seed, "train_fraction": fraction}
-    with Logbook(folder, steps, options=experiment, **resumed) as logbook:
+    with Logbook(folder, steps, options=experiment, **resumed) if world.first else NoLogbook() as logbook:
         stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
         tuner = Tuner(updater, stream, options, seed, logbook)
-        epochs = Epochs(setup, tuner, Checkpointer(folder / CHECKPOINTS, 1, echo), folder, seed)
+        checkpointer = Checkpointer(folder / CHECKPOINTS, 1, echo) if world.first else None
+        epochs = Epochs(setup, tuner, checkpointer, folder, seed)
         if checkpoint is not None:
             epochs.restore(checkpoint)
             echo(f"continues after epoch {tuner.progress.epoch} of {options.epochs}")
@@ -79,12 +81,17 @@ def train_seed(
             f"{setup.task.name}, seed {seed}: training diverged: weights or scores on dev were not finite in any of "
             f"the {options.epochs} epochs{ADVICE}"
         )
-    write_errors(
-        folder / "errors.jsonl", replace(setup.task, kind=epochs.fitted()), setup.dev, epochs.best_scores, options.worst
-    )
-    result = epochs.result(data)
-    write_sealed(folder / "result.json", result)
-    return result
+    return world.first_says(lambda: epochs.finish(data))
+
+
+def open_seed_folder(folder: Path, resumed: bool) -> None:
+    """Creates the folder of a seed, or removes leftovers from it if the seed is `resumed`."""
+    with disk_errors(folder):
+        if resumed:
+            remove_leftovers(folder)
+        else:
+            remove(folder)  # files of an attempt without a checkpoint
+            folder.mkdir(parents=True)
 
 
 def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
@@ -108,7 +115,7 @@ def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
 
 def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
     """Builds the model of a seed, with a new head, and its optimizer."""
-    options, task = setup.options, setup.task
+    options, task, world = setup.options, setup.task, setup.world
     model = new_task_model(
         setup.pretrained,
         {task.name: task.kind},
@@ -125,7 +132,8 @@ def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
         setup.device,
         options.machine.apex,
     )
-    return Updater(model, optimizer, options.clip_norm, setup.precision)
+    network = world.distributed(model, setup.device)
+    return Updater(model, optimizer, options.clip_norm, setup.precision, world, network)
 
 
 def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) -> None:
@@ -139,11 +147,15 @@ def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) 
 
 @dataclass
 class Epochs:
-    """Work at the end of each epoch of a seed: scores dev, and saves checkpoint and model."""
+    """Work at the end of each epoch of a seed: scores dev, and saves checkpoint and model.
+
+    Args:
+        checkpointer: None on all ranks but the first.
+    """
 
     setup: FinetuneSetup
     tuner: Tuner
-    checkpointer: Checkpointer
+    checkpointer: Checkpointer | None
     folder: Path
     seed: int
     best: dict[str, Any] | None = None
@@ -157,6 +169,10 @@ class Epochs:
         The order matters: the weights of a best epoch are in its checkpoint until they are in the model.
         """
         self.measure()
+        self.setup.world.first_says(self.save)
+
+    def save(self) -> None:
+        """Writes the checkpoint, and the model of a best epoch."""
         try:
             scores = {split: torch.from_numpy(values) for split, values in self.best_scores.items()}
             self.checkpointer.save(
@@ -172,12 +188,14 @@ class Epochs:
         """Scores dev and logs the metrics. An epoch with weights, scores or metrics that are not finite does not count
         as best."""
         setup, task, progress, logbook = self.setup, self.setup.task, self.tuner.progress, self.tuner.logbook
-        model, scores, figures = self.tuner.updater.module, {}, {}
+        model, world, scores, figures = self.tuner.updater.module, setup.world, {}, {}
         finite = bool(all_finite(model.state_dict().values()))
         batch_size = setup.options.machine.micro_batch_size or BATCH
         for split, inputs in setup.dev.items():
-            scores[split] = predict_scores(model, task.name, inputs, precision=setup.precision, batch_size=batch_size)
-            figures[split] = dev_figures(task, scores[split], inputs.examples)
+            scores[split] = predict_scores(
+                model, task.name, inputs, precision=setup.precision, batch_size=batch_size, world=world
+            )
+            figures[split] = world.first_says(partial(dev_figures, task, scores[split], inputs.examples))
             finite = finite and None not in figures[split].values()
             logbook.log(progress.step, split, {**figures[split], "epoch": progress.epoch})
         self.last = {"epoch": progress.epoch, "dev": figures}
@@ -197,6 +215,14 @@ class Epochs:
         """The kind with settings fitted to the scores of the best epoch on dev."""
         labels = [label for split in self.best_scores for label in self.setup.dev[split].labels]
         return self.setup.task.kind.fitted(np.concatenate([*self.best_scores.values()]), labels)
+
+    def finish(self, train: Inputs) -> dict[str, Any]:
+        """Writes the examples with the highest loss and the result, and returns it."""
+        task, path = replace(self.setup.task, kind=self.fitted()), self.folder / "errors.jsonl"
+        write_errors(path, task, self.setup.dev, self.best_scores, self.setup.options.worst)
+        result = self.result(train)
+        write_sealed(self.folder / "result.json", result)
+        return result
 
     def result(self, train: Inputs) -> dict[str, Any]:
         """The result of the training; there must be a best epoch."""
@@ -231,6 +257,10 @@ class Epochs:
         self.tuner.restore(checkpoint)
         self.best, self.last = checkpoint.state["best"], checkpoint.state["last"]
         self.best_scores = {split: values.numpy() for split, values in checkpoint.tensors["scores"].items()}
+        self.setup.world.first_says(self.restore_model)
+
+    def restore_model(self) -> None:
+        """Saves the model of the checkpoint if its epoch is the best, which a killed process may not have done."""
         if not self.setup.options.save_model:
             remove(self.folder / "model")
         self.save_best()

@@ -21,8 +21,9 @@ from fastbert.finetuning.scoring import Inputs, encode_inputs
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.training.apex import check_apex
-from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
+from fastbert.training.hardware import device_of_rank, resolve_precision, setup_machine
 from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.world import ONE_PROCESS, World
 
 
 @dataclass
@@ -39,6 +40,13 @@ class FinetuneSetup:
     precision: str
     warnings: list[str]
     """Printed before training starts."""
+    world: World = ONE_PROCESS
+
+    @property
+    def machine(self) -> str:
+        """Devices and precision, such as "cpu fp32" or "4 x cuda bf16"."""
+        several = self.world.size > 1
+        return f"{f'{self.world.size} x {self.device.type}' if several else self.device} {self.precision}"
 
 
 def task_record(options: FinetuneOptions, task: Task, seed: int, dev: Figures) -> TaskRecord:
@@ -62,9 +70,9 @@ def open_encoder(requested: FinetuneOptions) -> Pretrained:
     return load_encoder(folder)
 
 
-def prepare_finetuning(requested: FinetuneOptions) -> FinetuneSetup:
+def prepare_finetuning(requested: FinetuneOptions, world: World = ONE_PROCESS) -> FinetuneSetup:
     """Opens machine, model, task and texts, and checks everything that can be checked before training."""
-    device = resolve_device(requested.machine.device)
+    device = device_of_rank(requested.machine.device, world)
     precision, warning = resolve_precision(requested.machine.precision, device)
     if requested.machine.apex:
         check_apex("adamw", device)
@@ -94,7 +102,7 @@ def prepare_finetuning(requested: FinetuneOptions) -> FinetuneSetup:
             f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {requested.start} "
             f"{pretrained.config.vocab_size}: is it the one the model was trained with?"
         )
-    return FinetuneSetup(options, task, pretrained, vocabulary, train, dev, device, precision, warnings)
+    return FinetuneSetup(options, task, pretrained, vocabulary, train, dev, device, precision, warnings, world)
 
 
 def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:

@@ -7,7 +7,9 @@ out/glue.md       the table
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from fastbert.config import from_dict, to_dict
 from fastbert.errors import LINE, UserError
 from fastbert.files import atomic_file, contents
 from fastbert.finetuning.finetune import finetune
@@ -19,12 +21,13 @@ from fastbert.finetuning.table import Summary, glue_lines, glue_table
 from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
+from fastbert.training.parallel import start
 
 TABLE = "glue.md"
 
 
 def finetune_tasks(requested: FinetuneOptions) -> int:
-    """Trains one task or several; returns the exit code.
+    """Trains one task or several; returns the exit code. Under torchrun, every process calls this function.
 
     Another call with the same --out trains what is missing: interrupted seeds and additional tasks.
 
@@ -32,23 +35,36 @@ def finetune_tasks(requested: FinetuneOptions) -> int:
         UserError: any user error, before the first task is trained if possible.
     """
     names = task_names(requested.task)
-    if names is None:
-        return finetune(requested)
+    with start(requested.machine.timeout) as world:
+        if names is None:
+            return finetune(requested, world)
+        begun = world.first_says(lambda: begin(requested, names))
+        parts = [from_dict(FinetuneOptions, part, "the options of a task") for part in begun]
+        for number, options in enumerate(parts, 1):
+            echo(f"task {number} of {len(parts)}: {options.task}")
+            code = finetune(options, world)
+            if code:
+                return code
+        world.first_says(lambda: write_table(requested, parts))
+    return 0
+
+
+def begin(requested: FinetuneOptions, names: list[str]) -> list[dict[str, Any]]:
+    """Checks everything, writes the options to --out, and returns those of each task, for JSON."""
     requested.check_inputs()
     out = Path(requested.out)
     check_tasks_folder(out)
     parts = check_tasks(requested, names)
     write_options(out, requested)
-    for number, options in enumerate(parts, 1):
-        echo(f"task {number} of {len(parts)}: {options.task}")
-        code = finetune(options)
-        if code:
-            return code
-    rows = table_rows(requested.start, [Path(options.out) for options in parts])
-    with atomic_file(out / TABLE, "w") as file:
+    return [to_dict(options) for options in parts]
+
+
+def write_table(requested: FinetuneOptions, parts: list[FinetuneOptions]) -> None:
+    """Writes and prints the results of all tasks."""
+    path, rows = Path(requested.out) / TABLE, table_rows(requested.start, [Path(options.out) for options in parts])
+    with atomic_file(path, "w") as file:
         file.write(glue_table(rows, requested.seeds))
-    print(f"{glue_lines(rows, requested.seeds)}\n\n  {out / TABLE}")
-    return 0
+    print(f"{glue_lines(rows, requested.seeds)}\n\n  {path}")
 
 
 def check_tasks_folder(out: Path) -> None:

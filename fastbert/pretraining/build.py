@@ -1,7 +1,6 @@
 """Builds the trainer of a run, from its start or its newest checkpoint, and the manifest of its experiment."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +20,12 @@ from fastbert.pretraining.run import (
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
 from fastbert.records import check, write_json
 from fastbert.streams import echo
-from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space
+from fastbert.training.checkpoints import Checkpointer, check_space, on_all_ranks
 from fastbert.training.hardware import describe_machine, peak_flops
 from fastbert.training.kernel_configurations import fix_kernels
 from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizers import implementation
-from fastbert.training.world import ONE_PROCESS, World
+from fastbert.training.world import ONE_PROCESS
 
 
 def describe_experiment(setup: PretrainSetup, experiment: dict[str, Any]) -> dict[str, Any]:
@@ -158,18 +157,6 @@ def shown_devices(setup: PretrainSetup) -> str:
     if world.size == 1:
         return str(setup.device)
     return f"{world.size} x {setup.device.type}{', sharded,' if world.sharded else ''}"
-
-
-def on_all_ranks(world: World, checkpoint: Checkpoint | None) -> Checkpoint | None:
-    """The checkpoint that the first rank has read."""
-    if world.size == 1:
-        return checkpoint
-    found = world.first_says(
-        lambda: checkpoint and {name: getattr(checkpoint, name) for name in ("step", "state", "metric")}
-    )
-    path = Path() if checkpoint is None else checkpoint.path
-    tensors = None if checkpoint is None else checkpoint.tensors
-    return found and Checkpoint(path, **found, tensors=world.from_first(tensors))
 
 
 def whole_on_first(setup: PretrainSetup, objective: Objective) -> Objective | None:

@@ -33,6 +33,7 @@ from fastbert.progress import progress
 from fastbert.records import COUNT, check, finite_or_none, parse_json, read_json, seal_of
 from fastbert.training.finite import NotFiniteError, require_finite
 from fastbert.training.tensors import read_tensors
+from fastbert.training.world import World
 
 FORMAT = 1
 _FOLDER = re.compile(r"step-([0-9]{8,})")
@@ -223,6 +224,18 @@ def read_newest(folder: Path, echo: Callable[[str], None]) -> Checkpoint | None:
             "Restore one of them, or move the folder away to start again"
         )
     return None
+
+
+def on_all_ranks(world: World, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint that the first rank has read."""
+    if world.size == 1:
+        return checkpoint
+    found = world.first_says(
+        lambda: checkpoint and {name: getattr(checkpoint, name) for name in ("step", "state", "metric")}
+    )
+    path = Path() if checkpoint is None else checkpoint.path
+    tensors = None if checkpoint is None else checkpoint.tensors
+    return found and Checkpoint(path, **found, tensors=world.from_first(tensors))
 
 
 def read_state(path: Path) -> tuple[int, dict]:

@@ -3,7 +3,6 @@
 import copy
 import math
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,13 +21,14 @@ from fastbert.finetuning.saved import load_encoder
 from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
 from fastbert.finetuning.task_heads import PooledHead
 from fastbert.model.encoder import initialize
+from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, read_metrics
 from fastbert.training.options import OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 from fastbert.training.step import Updater
 from fastbert.training.world import World
 from tests.finetuning.conftest import FILLERS, WORDS, tiny_config
 
-NOBODY = SimpleNamespace(caught=None)  # no signal comes
+NOBODY = Interrupts()  # no signal comes
 TASKS = {"topic": Classes(("a", "b", "c")), "v1.2/score": Number()}
 
 
