@@ -61,7 +61,8 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
                     return interrupts.exit_code
                 world.first_says(partial(remove_checkpoints, folder))
                 results[fraction].append(result)
-        world.first_says(lambda: write_results(setup.options, setup.task, setup.precision, out, results))
+        if world.first:
+            write_results(setup.options, setup.task, setup.precision, out, results)
     return 0
 
 

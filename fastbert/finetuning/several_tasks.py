@@ -21,7 +21,7 @@ from fastbert.finetuning.table import Summary, glue_lines, glue_table
 from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
-from fastbert.training.parallel import start
+from fastbert.training.launch import join
 
 TABLE = "glue.md"
 
@@ -35,7 +35,7 @@ def finetune_tasks(requested: FinetuneOptions) -> int:
         UserError: any user error, before the first task is trained if possible.
     """
     names = task_names(requested.task)
-    with start(requested.machine.timeout) as world:
+    with join(requested.machine.timeout) as world:
         if names is None:
             return finetune(requested, world)
         begun = world.first_says(lambda: begin(requested, names))
@@ -45,7 +45,8 @@ def finetune_tasks(requested: FinetuneOptions) -> int:
             code = finetune(options, world)
             if code:
                 return code
-        world.first_says(lambda: write_table(requested, parts))
+        if world.first:
+            write_table(requested, parts)
     return 0
 
 

@@ -68,7 +68,9 @@ def start(timeout: float, shard: str = "none") -> World:
     if rank > 0:
         mute()
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    return Ranks(rank, size, local_rank, shard != "none", dist.PrefixStore("fastbert", store), timeout)
+    # After a restart, torchrun's c10d rendezvous gives the processes the same store, with the words of those before.
+    own = dist.PrefixStore(f"fastbert/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return Ranks(rank, size, local_rank, shard != "none", own, timeout)
 
 
 @dataclass(eq=False)
@@ -159,6 +161,8 @@ class Ranks(World):
     # --- results of all ranks
 
     def connect(self, device: torch.device) -> None:
+        if self.device is not None:
+            return
         self.device = device
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"

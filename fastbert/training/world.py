@@ -80,7 +80,7 @@ class World:
     # --- the network
 
     def connect(self, device: torch.device) -> None:
-        """Connects the ranks for computing on `device`."""
+        """Connects the ranks for computing on `device`; a second call has no effect."""
 
     def distributed(self, module: nn.Module, device: torch.device, blocks: Sequence[nn.ModuleList] = ()) -> nn.Module:
         """The module whose forward passes train `module`, with gradients that are means over the ranks.

@@ -1,11 +1,8 @@
 """Fine-tuning on several processes equals one process; a run that was stopped on several continues on any number."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +12,10 @@ from safetensors.torch import load_file
 from tests.finetuning.conftest import finetune, make_task, results
 from tests.finetuning.test_resume import bytes_of
 from tests.finetuning.test_tokens import make_sentences
+from tests.finetuning.tune_ranks import command, tune
 from tests.flags import last_given
+from tests.ranks import output_of, run_ranks
 
-PROGRAM = Path(__file__).parent / "ranks" / "tuning.py"
 RANKS = 3
 MORE = (
     # 3 batches, the last of 2 rows; ranks have up to 6 rows of the others, in parts of 5, and the last part of one rank
@@ -26,12 +24,6 @@ MORE = (
     *("--machine.threads", "1", "--machine.precision", "fp32", "--machine.device", "cpu", "--learning-rate", "2e-3"),
 )
 SENTENCES = 2 * 16 + 2
-
-
-def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +57,8 @@ def tuned(bert, tasks, tmp_path_factory) -> Path:
         alone = name not in ("resumed", "local")  # these are compared with the same task's
         described[name] = {"flags": last_given(flags), "changes": changes, "alone": alone}
     (folder / "cases.json").write_text(json.dumps(described))
-    done = torchrun(RANKS, str(PROGRAM), str(folder / "cases.json"), str(folder / "codes.json"))
-    assert done.returncode == 0, done.stderr[-5000:]
+    codes = run_ranks(tune, RANKS, folder / "ranks", str(folder / "cases.json"), str(folder / "codes.json"))
+    assert codes == [0] * RANKS, output_of(folder / "ranks")[-5000:]
     return folder
 
 
@@ -125,10 +117,12 @@ def test_the_command_line_trains_several_tasks(bert, tasks, tmp_path) -> None:
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text("".join(f"{flag.removeprefix('--custom.')}: {value}\n" for flag, value in given))
     flags = ["--task", ",".join(map(str, files.values()))]
-    command = ["finetune", "--model", str(bert), *flags, *MORE, "--epochs", "1", "--seeds", "2"]
-    done = torchrun(2, "-m", "fastbert", *last_given([*command, "--out", str(tmp_path / "two")]))
-    assert done.returncode == 0, done.stderr[-5000:]
-    assert done.stdout.count("glue.md") == 1 and done.stderr.count("2 x cpu fp32") == 4
+    given = ["finetune", "--model", str(bert), *flags, *MORE, "--epochs", "1", "--seeds", "2"]
+    given = last_given([*given, "--out", str(tmp_path / "two")])
+    assert run_ranks(command, 2, tmp_path / "ranks", *given) == [0, 0]
+    printed = output_of(tmp_path / "ranks")
+    assert printed.count("glue.md") == 1 and printed.count("2 x cpu fp32") == 4
+    assert "fp32" not in output_of(tmp_path / "ranks", 1)
     assert finetune(bert, flags, tmp_path / "one", *MORE, "--epochs", "1", "--seeds", "2", "--dropout", "0.1") == 0
     for seed in ("seed-0", "seed-1"):
         assert all(distance(tmp_path / "two" / name, tmp_path / "one" / name, seed) < 1e-5 for name in files)

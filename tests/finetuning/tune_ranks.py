@@ -1,8 +1,4 @@
-"""Program for several processes: fine-tunes each case on all ranks and, on the first one, in one process; writes the
-exit codes of all ranks. Started by tests/finetuning/test_several_processes.py with torchrun.
-
-    tuning.py CASES.json CODES.json
-"""
+"""Functions for `run_ranks`: each case is fine-tuned on all ranks and, on the first one, in one process."""
 
 import json
 import os
@@ -17,12 +13,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from fastbert import cli
 from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
 from fastbert.flags import parse
-from fastbert.training.parallel import start
+from fastbert.training.launch import join
 from fastbert.training.world import ONE_PROCESS, World
 
 
@@ -66,26 +63,28 @@ def terminated(world: World):
         yield
 
 
-CHANGES = {"soft labels": soft_labels, "local means": local_means, "terminated": terminated}
+CHANGES = {None: nullcontext, "soft labels": soft_labels, "local means": local_means, "terminated": terminated}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    cases, codes = json.loads(Path(sys.argv[1]).read_text()), {}
-    with start(60.0) as world:
-        for name, case in cases.items():
+def tune(cases: str, codes: str) -> None:
+    """Trains the cases in a JSON file; writes the exit codes of all ranks."""
+    found: dict[str, list[list[int]]] = {}
+    with join(60.0) as world:
+        for name, case in json.loads(Path(cases).read_text()).items():
             options = parse(FinetuneOptions, case["flags"], "finetune")
             for change in case["changes"]:
-                with CHANGES[change](world) if change else nullcontext():
+                with CHANGES[change](world):
                     code = finetune(options, world)
-                codes.setdefault(name, []).append(world.gather(torch.tensor([code])).tolist())
+                found.setdefault(name, []).append(world.gather(torch.tensor([code])).tolist())
                 if code and world.first:
                     shutil.copytree(options.out, f"{options.out}-stopped")
             if world.first and case["alone"]:
-                with CHANGES[change](ONE_PROCESS) if change else nullcontext():
+                with CHANGES[change](ONE_PROCESS):
                     assert finetune(replace(options, out=f"{options.out}-alone"), ONE_PROCESS) == 0
     if world.first:
-        Path(sys.argv[2]).write_text(json.dumps(codes))
+        Path(codes).write_text(json.dumps(found))
 
 
-main()
+def command(*arguments: str) -> None:
+    """`fastbert` with these arguments."""
+    sys.exit(cli.main(list(arguments)))
