@@ -1,10 +1,12 @@
-"""The rows and micro-batches of each rank, and the first rank's words."""
+"""The rows and micro-batches of each rank, and the words of the first rank."""
 
 import numpy as np
 import pytest
 import torch
 
+from fastbert import streams
 from fastbert.data.batches import InMemory, PackedRows, validation_batches
+from fastbert.training import parallel
 from fastbert.training.world import ONE_PROCESS, World
 
 
@@ -40,3 +42,22 @@ def test_ranks_divide_the_rows_of_a_validation() -> None:
 
     assert read(7, 2) == [[([0, 4], True), ([8], True)], [([12, 16], True), ([20, 24], True)]]
     assert read(2, 3) == [[([0], False)], [([0], True)], [([14], True)]]
+
+
+def test_restarted_ranks_do_not_read_the_words_of_those_before(monkeypatch) -> None:
+    """torchrun's c10d rendezvous gives them the same store."""
+    store = parallel.dist.HashStore()
+    monkeypatch.setattr(streams, "_muted", False)  # restored after the test
+
+    def ranks(restarts: str) -> list[World]:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        found = []
+        for rank in (0, 1):
+            monkeypatch.setattr(parallel.dist, "rendezvous", lambda *_, rank=rank, **__: iter([(store, rank, 2)]))
+            found.append(parallel.start(10.0))
+        return found
+
+    for restarts, word in (("0", "old"), ("1", "new")):
+        first, second = ranks(restarts)
+        assert first.first_says(lambda word=word: word) == word
+        assert second.first_says(lambda: "not asked") == word
