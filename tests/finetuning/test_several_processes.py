@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from fastbert.errors import UserError
+from fastbert.finetuning.finetune import check_same_on_all_ranks
+from fastbert.training.world import ONE_PROCESS, World
 from tests.finetuning.conftest import finetune, make_task, results
 from tests.finetuning.test_resume import bytes_of
 from tests.finetuning.test_tokens import make_sentences
@@ -91,6 +94,8 @@ def test_ranks_equal_one_process(tuned, name) -> None:
     assert written[0] == written[1] and "results.json" in written[0]
     best = [results(out)["fractions"][0]["seeds"][0]["best"] for out in (several, alone)]
     assert best[0]["epoch"] == best[1]["epoch"]
+    resolved = [json.loads((out / "manifest.json").read_text())["resolved"] for out in (several, alone)]
+    assert resolved[0] == resolved[1] | {"processes": RANKS}
     losses = [row["loss"] for row in rows(several / "seed-0") if row["split"] == "train"]
     assert len(losses) == 9 and np.ptp(losses) > 0.02
 
@@ -108,6 +113,13 @@ def test_a_signal_to_one_rank_stops_all_and_the_continued_run_has_equal_bits(ber
     shutil.copytree(stopped, tuned / "one")
     assert finetune(bert, tasks["pairs"], tuned / "one", *MORE, "--symmetric", "--dropout", "0.1") == 0
     assert distance(tuned / "one", tuned / "pairs-alone") < 1e-5
+
+
+def test_other_data_than_that_of_the_first_rank_is_refused(monkeypatch) -> None:
+    check_same_on_all_ranks({"data": "1"}, ONE_PROCESS)
+    monkeypatch.setattr(World, "first_says", lambda world, function: function() | {"data": "2"})
+    with pytest.raises(UserError, match="differs from that of the first process: data: '2' -> '1'"):
+        check_same_on_all_ranks({"data": "1", "labels": ["a"]}, World(1, 2))
 
 
 def test_the_command_line_trains_several_tasks(bert, tasks, tmp_path) -> None:
