@@ -79,7 +79,8 @@ def start(timeout: float, shard: str = "none") -> World:
         timeout: seconds that a rank waits for the others before it gives up.
         shard: none, or blocks for FSDP2.
     """
-    if dist.is_initialized():
+    joined = dist.is_initialized()
+    if joined:
         store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     elif launched(os.environ) > 1:
         store, rank, size = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
@@ -90,7 +91,7 @@ def start(timeout: float, shard: str = "none") -> World:
     if rank > 0:
         mute()
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    return Ranks(rank, size, local_rank, shard != "none", dist.PrefixStore("fastbert", store), timeout)
+    return Ranks(rank, size, local_rank, shard != "none", dist.PrefixStore("fastbert", store), timeout, joined=joined)
 
 
 @dataclass(eq=False)
@@ -103,6 +104,9 @@ class Ranks(World):
     """Numbers of the words of the first rank."""
     device: torch.device | None = None
     """Set by `connect`."""
+    joined: bool = False
+    """The process group had existed before and ends later: the first rank may have the store that others still
+    read."""
     _mesh: Any = field(default=None, repr=False)
 
     # --- the store
@@ -175,7 +179,7 @@ class Ranks(World):
 
     def _close(self, whole: bool) -> None:
         """Leaves the process group. After an error its connections may be gone, and waiting for them would hang."""
-        if self.device is not None and whole:
+        if self.device is not None and whole and not self.joined:
             dist.destroy_process_group()
 
     # --- results of all ranks
