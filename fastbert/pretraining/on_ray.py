@@ -12,16 +12,16 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 from fastbert import config as configuration
 from fastbert.errors import UserError
 from fastbert.hub.load import load_pretrained
 from fastbert.pretraining.budget import check_steps
 from fastbert.pretraining.options import LAUNCH, PretrainOptions
-from fastbert.pretraining.ray_worker import RESTARTS, TICK, Relay, run_trainer
+from fastbert.pretraining.ray_worker import TICK, Relay, run_trainer
 from fastbert.pretraining.run import new_folder
 from fastbert.pretraining.setup import data_folder, tokenizer_to_prepare
 from fastbert.ray_cluster import check_ray, connect
@@ -49,10 +49,15 @@ def pretrain_on_ray(given: PretrainOptions, name: str) -> int:
         given = replace(given, out=str(new_folder(given.out, name).path))
         check_steps(given)
         prepare_data(given)
+    stdout = sys.stdout
     ray = connect(given.processes * cpus_of(given), given.ray_address)
     try:
-        with tempfile.TemporaryDirectory(prefix="fastbert-ray-") as storage, caught_signals() as received:
-            return follow(ray, given, name, storage, received)
+        with (
+            tempfile.TemporaryDirectory(prefix="fastbert-ray-") as storage,
+            caught_signals() as received,
+            redirect_stdout(sys.stderr),  # what Ray itself prints about dead workers
+        ):
+            return follow(ray, given, name, storage, {"stdout": stdout, "stderr": sys.stderr}, received)
     finally:
         ray.shutdown()
 
@@ -80,10 +85,11 @@ def resources_of_worker(options: PretrainOptions, cluster: dict[str, float]) -> 
     for resource, count in found.items():
         needed, available = count * options.processes, int(cluster.get(resource, 0))
         if needed > available:
-            fewer = f"; give at most --processes {available // count}" if available >= count else ""
+            remedies = [f"at most --processes {available // count}"] if available >= count else []
+            remedies += ["--machine.device cpu"] if resource == "GPU" else []
+            advice = f"; give {' or '.join(remedies)}" if remedies else ""
             raise UserError(
-                f"--processes {options.processes} needs {needed} {resource}s, and Ray has {available}{fewer}"
-                f"{', or --machine.device cpu' if resource == 'GPU' else ''}"
+                f"--processes {options.processes} needs {needed} {resource}s, and Ray has {available}{advice}"
             )
     return found
 
@@ -106,11 +112,14 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def follow(ray: Any, given: PretrainOptions, name: str, storage: str, received: list[int]) -> int:
+def follow(
+    ray: Any, given: PretrainOptions, name: str, storage: str, streams: dict[str, TextIO], received: list[int]
+) -> int:
     """Trains on Ray, printing the output of the workers; returns the exit code.
 
     Args:
         storage: an empty folder for Ray Train, which writes only markers there.
+        streams: the streams of the driver, by name.
         received: signals of the driver.
     """
     resources = resources_of_worker(given, ray.cluster_resources())
@@ -131,7 +140,7 @@ def follow(ray: Any, given: PretrainOptions, name: str, storage: str, received: 
         done, _ = ray.wait([ended], timeout=TICK)
         attempts, code, output = ray.get(relay.read.remote())
         for stream, text in output:
-            print(text, end="", file=getattr(sys, stream), flush=True)
+            print(text, end="", file=streams[stream], flush=True)
         if received and not attempts:
             return 128 + received[0]
         if received and not passed:
@@ -151,11 +160,11 @@ def failed(ray: Any, ended: Any, given: PretrainOptions) -> bool:
     try:
         ray.get(ended)
     except ray.exceptions.RayError as error:
-        print("FAILED", repr(error)[:3000])
-        text = " ".join(str(getattr(error, "cause", None) or error).split())
+        lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
+        run = f"{shlex.quote(given.out)} --launch ray --processes {given.processes}"
         echo(
-            f"error: the workers have failed {RESTARTS + 1} times ({text[-300:]}); resume from the newest checkpoint "
-            f"with: fastbert pretrain --resume {shlex.quote(given.out)} --launch ray --processes {given.processes}"
+            f"error: training has failed and is not restarted again ({lines[-1][:300] if lines else error!r}); after "
+            f"fixing the reason, resume from the newest checkpoint with: fastbert pretrain --resume {run}"
         )
         return True
     return False

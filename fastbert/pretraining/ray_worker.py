@@ -15,13 +15,14 @@ from fastbert.errors import UserError, message_of
 from fastbert.streams import echo
 from fastbert.system_errors import user_error
 
-RESTARTS = int(os.environ.get("RR","3"))  # stated in the help of --launch
+RESTARTS = 3  # stated in the help of --launch
 TICK = 0.2  # seconds between two looks at the relay
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how late the end of the workers is noticed
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise the workers' output is written twice
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",  # after a failure, which leaves a rank waiting for the others
 }
