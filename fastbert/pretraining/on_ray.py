@@ -6,6 +6,7 @@ prints the output of the workers and forwards signals to them; both pass through
 node. Ray's own checkpoints are not used: restarted workers resume from the newest checkpoint of the run.
 """
 
+import importlib.util
 import os
 import shlex
 import signal
@@ -29,6 +30,7 @@ from fastbert.streams import echo
 from fastbert.training.interrupts import NUMBERS
 from fastbert.training.parallel import launched
 
+PACKAGES = ("fsspec", "pyarrow", "pydantic")
 STARTUP = 60.0  # seconds without workers after which the driver prints that it waits
 
 
@@ -39,6 +41,9 @@ def pretrain_on_ray(given: PretrainOptions, name: str) -> int:
         UserError: any user error that can be found before the workers start; theirs are printed.
     """
     check_ray(given.ray_address, "--launch ray", "start the processes with torchrun")
+    if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
+        packages = ", ".join(missing)
+        raise UserError(f"--launch ray needs {packages}, which Ray Train imports: pip install 'ray[train]>=2.50'")
     if launched(os.environ) > 1:
         raise UserError("torchrun and --launch ray both start processes; leave out one of them")
     if given.machine.device.startswith("cuda:"):

@@ -27,7 +27,7 @@ def options(prepared) -> list[str]:
     """A run of many micro-batches, so that its steps take long enough to be interrupted."""
     return [
         *("pretrain", "--data", str(prepared), "--layers", "2", "--width", "32", "--heads", "2", "--length", "32"),
-        *("--batch-size", "64", "--machine.micro-batch-size", "2", "--machine.precision", "fp32"),
+        *("--batch-size", "32", "--machine.micro-batch-size", "2", "--machine.precision", "fp32"),
         *("--steps", str(STEPS), "--eval-every", str(STEPS), "--eval-sequences", "16", "--checkpoint-every", "4"),
     ]
 
@@ -111,7 +111,8 @@ def test_a_killed_worker_and_a_stopped_command(options, tmp_path, capsys, monkey
 def test_a_user_error_of_the_workers(options, tmp_path, capsys) -> None:
     """Printed once, without the traceback that Ray adds, and not tried again."""
     out = tmp_path / "run"
-    assert main([*options, "--length", "8192", "--out", str(out), *RAY]) == 2
+    options[options.index("--length") + 1] = "8192"
+    assert main([*options, "--out", str(out), *RAY]) == 2
     error = capsys.readouterr().err
     assert error.count("error: ") == 1 and "less than one sequence of 8192" in error
     assert "Traceback" not in error and "started again" not in error and not out.exists()
@@ -134,12 +135,18 @@ def test_refused_options(options, flags, message, tmp_path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_ray_is_not_installed(options, capsys, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("package", "message"),
+    [
+        ("ray", "--launch ray needs Ray, which is not installed: pip install 'ray>=2.50', or start the processes with"),
+        ("pydantic", "--launch ray needs pydantic, which Ray Train imports: pip install 'ray[train]>=2.50'"),
+    ],
+)
+def test_packages_that_are_not_installed(options, capsys, monkeypatch, package, message) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else real(name, *more))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else real(name, *more))
     assert main([*options, *RAY]) == 2
-    error = capsys.readouterr().err
-    assert "--launch ray needs Ray" in error and "pip install 'ray>=2.50'" in error and "torchrun" in error
+    assert message in capsys.readouterr().err
 
 
 def test_resources_of_a_worker() -> None:
