@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,25 @@ from fastbert.pretraining.options import LAUNCH, PretrainOptions
 
 STEPS = 40
 RAY = ["--launch", "ray", "--processes", "2"]
+
+
+@pytest.fixture(scope="module")
+def ray_flags(tmp_path_factory) -> Iterator[list[str]]:
+    """Flags for two processes on a cluster of this machine that runs for all tests."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("HOME", str(home))
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise Ray writes a token to the home directory
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20},
+            shutdown_at_exit=False,
+        )
+        yield [*RAY, "--ray-address", cluster.address]
+        cluster.shutdown()
+        assert not list(home.iterdir())
 
 
 @pytest.fixture
@@ -67,16 +87,14 @@ def kill_and_stop(run: Path, ended: threading.Event, killed: list[int]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_killed_worker_and_a_stopped_command(options, tmp_path, capsys, monkeypatch) -> None:
+def test_a_killed_worker_and_a_stopped_command(options, ray_flags, tmp_path, capsys, monkeypatch) -> None:
     """Weights are sharded. Neither Ray's messages nor its files remain, and nobody has chosen the folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise Ray writes a token there
     run, ended, killed = Path("runs/pretrain"), threading.Event(), []
     thread = threading.Thread(target=kill_and_stop, args=(run, ended, killed))
     thread.start()
     try:
-        assert main([*options, *RAY, "--machine.shard", "blocks"]) == 143
+        assert main([*options, *ray_flags, "--machine.shard", "blocks"]) == 143
     finally:
         ended.set()
         thread.join()
@@ -108,11 +126,11 @@ def test_a_killed_worker_and_a_stopped_command(options, tmp_path, capsys, monkey
         assert (found[name] - value).abs().max() <= 1e-4 * value.abs().max().clamp(min=1e-3), name
 
 
-def test_a_user_error_of_the_workers(options, tmp_path, capsys) -> None:
+def test_a_user_error_of_the_workers(options, ray_flags, tmp_path, capsys) -> None:
     """Printed once, without the traceback that Ray adds, and not tried again."""
     out = tmp_path / "run"
     options[options.index("--length") + 1] = "8192"
-    assert main([*options, "--out", str(out), *RAY]) == 2
+    assert main([*options, "--out", str(out), *ray_flags]) == 2
     error = capsys.readouterr().err
     assert error.count("error: ") == 1 and "less than one sequence of 8192" in error
     assert "Traceback" not in error and "started again" not in error and not out.exists()
