@@ -185,3 +185,10 @@ def test_resources_of_a_worker() -> None:
         resources("cuda", 0, CPU=2.0)
     with pytest.raises(UserError, match="needs 8 CPUs, and Ray has 7; give at most --processes 1"):
         resources("auto", 4, CPU=7.0)
+
+
+def test_two_launchers(options, capsys, monkeypatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([*options, *RAY]) == 2
+    assert "torchrun and --launch ray both start processes" in capsys.readouterr().err
