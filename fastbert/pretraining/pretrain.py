@@ -57,7 +57,10 @@ def pretrain(given: PretrainOptions, name: str) -> int:
 def check_one_process(given: PretrainOptions) -> None:
     """Refuses options that need several processes; says how to use all GPUs if there are several."""
     if given.machine.shard != "none":
-        raise UserError("--machine.shard divides the weights between several processes; start them with torchrun")
+        raise UserError(
+            "--machine.shard divides the weights between several processes; start them with torchrun or --launch ray, "
+            "or give --machine.shard none"
+        )
     if given.machine.device == "auto" and (gpus := torch.cuda.device_count()) > 1:
         echo(f"uses one of {gpus} GPUs; all of them: torchrun --nproc-per-node {gpus} -m fastbert pretrain ...")
 

@@ -8,6 +8,7 @@ from types import FrameType
 from fastbert.progress import notify
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_current: "Interrupts | None" = None  # of the `with` block that is running
 
 
 class Interrupts:
@@ -49,24 +50,41 @@ class Interrupts:
             self.caught = next((number for number in NUMBERS if sums.get(number.name)), None)
 
     def __enter__(self) -> "Interrupts":
+        global _current
+        _current = self
         if threading.current_thread() is threading.main_thread():
             for number in NUMBERS:
                 self._before[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(self, *error: object) -> None:
+        global _current
+        _current = None
         for number, handler in self._before.items():
             # None: the handler was not installed by Python, which cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
 
-    def _catch(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int) -> None:
+        """Stops the training after this step; later signals have no effect."""
         if self._received is None:
             self._received = signal.Signals(number)
             if not self.several:
                 self.caught = self._received
             notify("stopping after this step (Ctrl-C again: at once)")
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self.receive(number)
         if number == signal.SIGINT:
             self._control_c += 1
             if self._control_c > 1:
                 raise KeyboardInterrupt
+
+
+def receive(number: int) -> bool:
+    """Stops the training of this process like the signal `number`, which its launcher has received; returns False if
+    it is not training yet."""
+    if _current is None:
+        return False
+    _current.receive(number)
+    return True

@@ -61,7 +61,8 @@ def start(timeout: float, shard: str = "none") -> World:
         timeout: seconds that a rank waits for the others before it gives up.
         shard: none, or blocks for FSDP2.
     """
-    if dist.is_initialized():
+    joined = dist.is_initialized()
+    if joined:
         store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     else:
         store, rank, size = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
@@ -70,7 +71,7 @@ def start(timeout: float, shard: str = "none") -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     # After a restart, torchrun's c10d rendezvous gives the processes the same store, with the words of those before.
     own = dist.PrefixStore(f"fastbert/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    return Ranks(rank, size, local_rank, shard != "none", own, timeout)
+    return Ranks(rank, size, local_rank, shard != "none", own, timeout, joined=joined)
 
 
 @dataclass(eq=False)
@@ -83,6 +84,9 @@ class Ranks(World):
     """Numbers of the words of the first rank."""
     device: torch.device | None = None
     """Set by `connect`."""
+    joined: bool = False
+    """The process group had existed before and ends later: the first rank may have the store that others still
+    read."""
     _mesh: Any = field(default=None, repr=False)
 
     # --- the store
@@ -155,7 +159,7 @@ class Ranks(World):
 
     def _close(self, whole: bool) -> None:
         """Leaves the process group. After an error its connections may be gone, and waiting for them would hang."""
-        if self.device is not None and whole:
+        if self.device is not None and whole and not self.joined:
             dist.destroy_process_group()
 
     # --- results of all ranks

@@ -86,6 +86,7 @@ def test_the_base_from_a_file(tmp_path) -> None:
         ("machine", {"precision": "bf16"}, "times are compared"),
         ("out", "runs/y", "give --out"),
         ("milestones", "3,4", "give checkpoints"),
+        ("launch", "ray", "is one process"),
         ("checkpoint_words", "1M", "give checkpoints"),
     ],
 )

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastbert.errors import UserError
-from fastbert.studies.engine import ray_backend
+from fastbert.studies.engine import backends
 from fastbert.studies.engine.backends import may_use_gpus, start, visible_gpus
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
@@ -154,7 +154,7 @@ def test_ray_jobs_that_continue_from_each_other(tmp_path, monkeypatch) -> None:
     """They run in the study's folder, each after the one it needs; nothing is left when that has failed."""
     done = {"status": "done", "precision": "fp32", "result": {}, "seconds": 1.0}
     outcomes = {"a": done, "b": {"status": "failed", "reason": "as asked", "fix": "", "log": []}}
-    monkeypatch.setattr(ray_backend, "connect", lambda *given: ray)
+    monkeypatch.setattr(backends, "connect", lambda *given: ray)
     ray, options = ToyRay(1, lambda job, folder: Outcome(outcomes[job["id"]])), EngineOptions(backend="ray")
     jobs = [toy_job("a"), toy_job("b", after="a"), toy_job("c", after="b")]
     store = opened(tmp_path / "out", jobs)

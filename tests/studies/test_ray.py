@@ -12,7 +12,7 @@ import yaml
 
 from fastbert.cli import main
 from fastbert.errors import UserError
-from fastbert.studies.engine.ray_backend import check_answers
+from fastbert.ray_cluster import check_answers
 from tests.studies.conftest import read_rows, without_times, write_pairs, write_sweep
 
 
@@ -96,7 +96,7 @@ def test_something_else_than_ray_answers(monkeypatch) -> None:
     with pytest.raises(UserError, match="is not Ray; give host:port of the head node"):
         check_answers(serve(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
     check_answers(serve(bytes(3) + b"\x04" + bytes(5)))  # the SETTINGS of a gRPC server
-    monkeypatch.setattr("fastbert.studies.engine.ray_backend.ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr("fastbert.ray_cluster.ANSWER_TIMEOUT", 0.2)
     with pytest.raises(UserError, match=r"no Ray answers at .*timed out"):
         check_answers(serve(b""))
     monkeypatch.setenv("RAY_USE_TLS", "1")

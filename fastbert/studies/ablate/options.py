@@ -13,7 +13,7 @@ from typing import Any
 from fastbert.config import from_dict, to_dict
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.inheritance import merged, read_yaml
-from fastbert.pretraining.options import BUDGETS, SOURCE_ONLY, PretrainOptions
+from fastbert.pretraining.options import BUDGETS, LAUNCH, SOURCE_ONLY, PretrainOptions
 from fastbert.ranges import Count, Minutes, Positive, Tokens, check_values, text_problem
 from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.shared.grid import (
@@ -48,6 +48,7 @@ _RESERVED = {
     "seed": "give seeds next to variants",
     "out": "the folder of a job is inside that of the ablation; give --out",
     "resume": "the same command resumes a stopped ablation",
+    **dict.fromkeys(LAUNCH, "a job of an ablation is one process; give backend and workers next to variants"),
     "milestones": "give checkpoints next to variants, as fractions of the budget",
     "checkpoint_words": "the models of an ablation are those at its checkpoints; give checkpoints next to variants",
 }

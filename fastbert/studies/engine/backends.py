@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 from fastbert.errors import UserError
+from fastbert.ray_cluster import connect, has_gpus
 from fastbert.studies.engine.events import Event, startable
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.local import run_local
@@ -34,9 +35,9 @@ def start(
     if options.backend == "local":
         gpus = visible_gpus() if may_use_gpus(jobs) else []
         return run_local(order, options.workers, threads, store.out / JOBS, gpus)
-    from fastbert.studies.engine.ray_backend import connect, has_gpus, run_ray
+    from fastbert.studies.engine.ray_backend import run_ray
 
-    ray = connect(options.workers, threads, options.ray_address)
+    ray = connect(options.workers * threads, options.ray_address)
     if timed_on == "cpu" and has_gpus(ray) and any(job.device == "auto" for job in jobs):
         ray.shutdown()
         raise UserError(

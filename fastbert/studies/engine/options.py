@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fastbert.config import choice
 from fastbert.errors import UserError
 from fastbert.ranges import Processes, check_values
+from fastbert.ray_cluster import check_ray
 
 BACKENDS = ("local", "ray")
 
@@ -35,6 +36,4 @@ class EngineOptions:
     def check_backend(self) -> None:
         """Raises a UserError if the back end is Ray, and it is not installed or does not answer."""
         if self.backend == "ray":
-            from fastbert.studies.engine.ray_backend import check_ray
-
-            check_ray(self.ray_address)
+            check_ray(self.ray_address, "--backend ray", "use --backend local")

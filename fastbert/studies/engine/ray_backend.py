@@ -1,92 +1,24 @@
-"""Ray back end: a running cluster, given by its address, or a local one that starts and ends with the study.
+"""Ray back end: runs the jobs of a study on a connected cluster.
 
 A job is a remote function. Where jobs continue from each other's checkpoints they run in the study's folder, so all
 nodes need a common file system. Otherwise a job's text files are returned with its outcome.
 """
 
-import importlib.util
 import os
-import signal
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import UserError
 from fastbert.files import atomic_file, make_folder
+from fastbert.ray_cluster import has_gpus
 from fastbert.studies.engine.events import NO_MORE, TICK, Event
 from fastbert.studies.engine.jobs import Job, run_job
 from fastbert.studies.engine.outcomes import JOB_MEMORY_REMEDY, failure
 from fastbert.system_errors import user_error
 
-OBJECT_STORE = 100 * 2**20  # bytes; by default Ray reserves 30 % of the memory
-ANSWER_TIMEOUT = 5.0  # seconds for an address to answer
 _TEXTS = (".txt", ".json", ".jsonl", ".yaml")
-_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # a client's preface and empty SETTINGS
-
-
-def check_ray(address: str | None) -> None:
-    """Raises a UserError if Ray is not installed, or nothing that could be Ray answers at `address`."""
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(
-            "--backend ray needs Ray, which is not installed: pip install 'ray>=2.50', or use --backend local"
-        )
-    if address is not None:
-        check_answers(address)
-
-
-def connect(workers: int, threads: int, address: str | None) -> Any:
-    """Starts Ray, or connects to the cluster at `address`; returns the module.
-
-    Raises:
-        UserError: the cluster refuses this process.
-    """
-    import ray
-
-    how: dict[str, Any] = {"address": address}
-    if address is None:  # "local": without it Ray joins a cluster that happens to run on this machine
-        how = {"address": "local", "num_cpus": workers * threads, "object_store_memory": OBJECT_STORE}
-        how |= {"include_dashboard": False}
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        # Ray itself sets a task's OMP_NUM_THREADS to its num_cpus.
-        ray.init(log_to_driver=False, logging_level="ERROR", **how)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        token = (
-            ". If it asks for a token, as Ray does by default from 2.59 on, set RAY_AUTH_MODE=token and give this "
-            "process the cluster's token: https://docs.ray.io/en/latest/ray-security/token-auth.html"
-        )
-        where = f"at {address}" if address else "on this machine"
-        raise UserError(f"Ray {where} cannot be used: {error}{token if address else ''}") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)  # Ray has replaced the handler
-    return ray
-
-
-def check_answers(address: str) -> None:
-    """Checks that a gRPC server listens at `address`, host:port; ray.init alone would try for minutes.
-
-    Raises:
-        UserError: it is not a valid address, or nothing answers.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"the Ray address {address!r} is not of the form host:port, such as 10.0.0.1:6379")
-    try:
-        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT) as connection:
-            connection.settimeout(ANSWER_TIMEOUT)
-            if os.environ.get("RAY_USE_TLS", "0") == "1":
-                return  # it would answer only after a handshake
-            connection.sendall(_HTTP2)
-            settings = connection.recv(4)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"no Ray answers at {address} ({error}); see `ray status` on its head node, or leave the address out to "
-            "start one here"
-        ) from None
-    if settings[3:] != b"\x04":
-        raise UserError(f"the server at {address} is not Ray; give host:port of the head node, by default port 6379")
 
 
 def run_ray(
@@ -127,10 +59,6 @@ def run_ray(
         for reference in running:
             ray.cancel(reference, force=True)
         ray.shutdown()
-
-
-def has_gpus(ray: Any) -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
