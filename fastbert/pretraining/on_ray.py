@@ -28,7 +28,7 @@ from fastbert.pretraining.setup import data_folder, tokenizer_to_prepare
 from fastbert.ray_cluster import check_ray, connect
 from fastbert.streams import echo
 from fastbert.training.interrupts import NUMBERS
-from fastbert.training.parallel import launched
+from fastbert.training.launch import launched
 
 PACKAGES = ("fsspec", "pyarrow", "pydantic")
 STARTUP = 60.0  # seconds without workers after which the driver prints that it waits

@@ -69,8 +69,10 @@ def start(timeout: float, shard: str = "none") -> World:
     if rank > 0:
         mute()
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    # After a restart, torchrun's c10d rendezvous gives the processes the same store, with the words of those before.
-    own = dist.PrefixStore(f"fastbert/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # After a restart, torchrun's c10d rendezvous gives the processes the same store, with the values of those before.
+    # (Ray gives them another one, and the first of them alone knows how often they were restarted.)
+    attempt = "0" if joined else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = dist.PrefixStore(f"fastbert/{attempt}", store)
     return Ranks(rank, size, local_rank, shard != "none", own, timeout, joined=joined)
 
 
