@@ -176,7 +176,7 @@ def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resume
                 refuse_link(written_last)
         trainer = build_trainer(setup, run, manifest, resumed)
         profiling = profiled(trainer, run.profile) if profile and first else nullcontext()
-        with trainer.logbook, Interrupts(setup.world.size > 1) as interrupts, profiling:
+        with Interrupts(setup.world.size > 1) as interrupts, trainer.logbook, profiling:
             trainer.run(interrupts)
         if trainer.progress.step < trainer.steps:
             echo(

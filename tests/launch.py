@@ -1,0 +1,154 @@
+"""Several processes of one training, with faults: started by torchrun (this file as its program), or much faster by a
+fork server, which stands for torchrun: it has the store, and after a failure it ends the other processes.
+
+A fault is (rank, function, call, action): before that call of the function, counted from 1, the rank does the action;
+call 0 means every call. Actions: kill, stop, term, int, user (a user error), crash (an internal error), full (the disk
+is full), nan (the result is not finite), or seconds to sleep.
+"""
+
+import errno
+import faulthandler
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastbert.cli import main
+from fastbert.errors import UserError
+
+Fault = tuple[int, str, int, str | float]
+FAULTS = "TESTED_FAULTS"  # environment variable of the program: the faults as JSON
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
+TRAIN, SAVE = "fastbert.pretraining.loop:Trainer.train_step", "fastbert.training.checkpoints:_write_tensors"
+LOSSES = "fastbert.training.step:counted_losses"
+GRACE = 30.0  # seconds, as torchrun's
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of all processes of a launch."""
+
+    codes: list[int]
+    """Exit codes; -N after signal N."""
+    messages: str
+    """Standard error of all processes."""
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.messages.splitlines() if line.startswith(("error:", "Traceback"))]
+
+
+def inject(fault: Fault) -> None:
+    """Replaces the function of a fault, in this process."""
+    _, path, number, action = fault
+    module, _, names = path.partition(":")
+    owner, (*outer, name) = importlib.import_module(module), names.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    function, calls = getattr(owner, name), 0
+
+    @wraps(function)
+    def faulty(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        hit = number in (0, calls)
+        if hit:
+            act(action)
+        result = function(*arguments, **options)
+        return {key: value * torch.nan for key, value in result.items()} if hit and action == "nan" else result
+
+    setattr(owner, name, faulty)
+
+
+def act(action: str | float) -> None:
+    if action in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[action])
+    elif action == "user":
+        raise UserError("a user error of the test")
+    elif action == "crash":
+        raise ValueError("an internal error of the test")
+    elif action == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif action != "nan":
+        time.sleep(action)
+
+
+def rank_main(rank: int, size: int, port: int, arguments: list[str], faults: Sequence[Fault], output: Path) -> None:
+    """One process of a launch by the fork server."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    sys.exit(run(rank, arguments, faults))
+
+
+def run(rank: int, arguments: list[str], faults: Sequence[Fault]) -> int:
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(50, exit=True)  # a hang is a failure, and shows where
+    for fault in faults:
+        if fault[0] == rank:
+            inject(fault)
+    return main(arguments)
+
+
+def launch(
+    size: int,
+    arguments: list[str],
+    folder: Path,
+    faults: Sequence[Fault] = (),
+    agent: bool = True,
+    meanwhile: Callable[[list[Any]], object] = lambda ranks: None,
+) -> Ended:
+    """Runs fastbert with `arguments` in `size` processes.
+
+    Args:
+        folder: for the output of the processes.
+        agent: the launcher ends the others after a failure; False: nobody does, as on another machine.
+        meanwhile: called with the processes while they run.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "fastbert.pretraining.pretrain"])
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    outputs = [folder / f"rank-{rank}.txt" for rank in range(size)]
+    for output in outputs:
+        output.unlink(missing_ok=True)
+    begin = time.monotonic()
+    ranks = [
+        context.Process(target=rank_main, args=(rank, size, server.port, arguments, faults, outputs[rank]))
+        for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    meanwhile(ranks)
+    told = None
+    while any(process.exitcode is None for process in ranks):
+        failed = any(process.exitcode for process in ranks)
+        if agent and failed and told is None:
+            told = time.monotonic()
+            for process in ranks:
+                process.terminate()
+        if (told and time.monotonic() - told > GRACE) or time.monotonic() - begin > 70:
+            for process in ranks:
+                process.kill()
+        time.sleep(0.05)
+    messages = "".join(output.read_text() if output.exists() else "" for output in outputs)
+    return Ended([process.exitcode for process in ranks], messages, time.monotonic() - begin)
+
+
+if __name__ == "__main__":
+    sys.exit(run(int(os.environ["RANK"]), sys.argv[1:], json.loads(os.environ.get(FAULTS, "[]"))))
