@@ -2,20 +2,22 @@
 fork server, which stands for torchrun: it has the store, and after a failure it ends the other processes.
 
 A fault is (rank, function, call, action): before that call of the function, counted from 1, the rank does the action;
-call 0 means every call. Actions: kill, stop, term, int, user (a user error), crash (an internal error), full (the disk
-is full), nan (the result is not finite), or seconds to sleep.
+call 0 means every call. Actions: kill, stop, term, int, term launcher, user (a user error), crash (an internal error),
+full (the disk is full), nan (the result is not finite), or seconds to sleep.
 """
 
 import errno
 import faulthandler
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
@@ -29,11 +31,11 @@ from fastbert.cli import main
 from fastbert.errors import UserError
 
 Fault = tuple[int, str, int, str | float]
-FAULTS = "TESTED_FAULTS"  # environment variable of the program: the faults as JSON
+FAULTS = "TESTED_FAULTS"  # environment variable of the program: the faults of each attempt of torchrun, as JSON
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
 TRAIN, SAVE = "fastbert.pretraining.loop:Trainer.train_step", "fastbert.training.checkpoints:_write_tensors"
 LOSSES = "fastbert.training.step:counted_losses"
-GRACE = 30.0  # seconds, as torchrun's
+HANGS = 50.0  # seconds after which a process shows where it hangs, and ends
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def inject(fault: Fault) -> None:
 def act(action: str | float) -> None:
     if action in SIGNALS:
         os.kill(os.getpid(), SIGNALS[action])
+    elif action == "term launcher":
+        os.kill(os.getppid(), signal.SIGTERM)
     elif action == "user":
         raise UserError("a user error of the test")
     elif action == "crash":
@@ -99,7 +103,7 @@ def rank_main(rank: int, size: int, port: int, arguments: list[str], faults: Seq
 
 def run(rank: int, arguments: list[str], faults: Sequence[Fault]) -> int:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(50, exit=True)  # a hang is a failure, and shows where
+    faulthandler.dump_traceback_later(HANGS, exit=True)  # a hang is a failure, and shows where
     for fault in faults:
         if fault[0] == rank:
             inject(fault)
@@ -107,48 +111,54 @@ def run(rank: int, arguments: list[str], faults: Sequence[Fault]) -> int:
 
 
 def launch(
-    size: int,
-    arguments: list[str],
-    folder: Path,
-    faults: Sequence[Fault] = (),
-    agent: bool = True,
-    meanwhile: Callable[[list[Any]], object] = lambda ranks: None,
+    size: int, arguments: list[str], folder: Path, faults: Sequence[Fault] = (), agent: bool = True, grace: float = 30.0
 ) -> Ended:
     """Runs fastbert with `arguments` in `size` processes.
 
     Args:
         folder: for the output of the processes.
         agent: the launcher ends the others after a failure; False: nobody does, as on another machine.
-        meanwhile: called with the processes while they run.
+        grace: seconds between SIGTERM and SIGKILL.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "fastbert.pretraining.pretrain"])
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     outputs = [folder / f"rank-{rank}.txt" for rank in range(size)]
     for output in outputs:
-        output.unlink(missing_ok=True)
-    begin = time.monotonic()
+        output.write_text("")
+    begin, told = time.monotonic(), math.inf
     ranks = [
         context.Process(target=rank_main, args=(rank, size, server.port, arguments, faults, outputs[rank]))
         for rank in range(size)
     ]
     for process in ranks:
         process.start()
-    meanwhile(ranks)
-    told = None
     while any(process.exitcode is None for process in ranks):
-        failed = any(process.exitcode for process in ranks)
-        if agent and failed and told is None:
-            told = time.monotonic()
+        now = time.monotonic()
+        if agent and told == math.inf and any(process.exitcode for process in ranks):
+            told = now
             for process in ranks:
                 process.terminate()
-        if (told and time.monotonic() - told > GRACE) or time.monotonic() - begin > 70:
+        if now > told + grace or now > begin + HANGS + 5:
             for process in ranks:
                 process.kill()
         time.sleep(0.05)
-    messages = "".join(output.read_text() if output.exists() else "" for output in outputs)
+    messages = "".join(output.read_text() for output in outputs)
     return Ended([process.exitcode for process in ranks], messages, time.monotonic() - begin)
 
 
+def torchrun(options: list[str], arguments: list[str], attempts: Sequence[Sequence[Fault]]) -> Ended:
+    """Runs fastbert with `arguments` under torchrun with `options`, and with the faults of each attempt."""
+    begin, folder = time.monotonic(), Path(__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tests.launch", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", FAULTS: json.dumps(attempts)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "kernels")])
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return Ended([found.returncode], found.stderr, time.monotonic() - begin)
+
+
 if __name__ == "__main__":
-    sys.exit(run(int(os.environ["RANK"]), sys.argv[1:], json.loads(os.environ.get(FAULTS, "[]"))))
+    number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    sys.exit(
+        run(int(os.environ["RANK"]), sys.argv[1:], dict(enumerate(json.loads(os.environ[FAULTS]))).get(number, ()))
+    )

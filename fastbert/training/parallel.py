@@ -16,6 +16,7 @@ import inspect
 import itertools
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -43,6 +44,7 @@ Result = TypeVar("Result")
 
 ENDED = "ended"  # key of the exit code of the first rank that failed
 PATIENCE = 5.0  # seconds for the first rank to report the same error as another one
+READY = 60.0  # seconds, at least, between the setup of the first rank and that of the last
 ARRIVAL = 1.0  # seconds for an exit code to arrive at the store after the connection was closed
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # seconds between two looks at the store
 _BUFFERS = next(
@@ -207,7 +209,7 @@ class Ranks(World):
         mute(False)
         echo(
             f"error: process {self.rank} has lost the others: one was killed, hangs or lost its connection "
-            f"({_first_line(error)})"
+            f"({_first_line(error)}); start them again, a run with --resume"
         )
         raise SystemExit(1) from None
 
@@ -236,7 +238,7 @@ class Ranks(World):
         timeout = timedelta(seconds=self.timeout)
         self.store.add("ready", 1)
         # A rank that fails before this would not be noticed by those that wait for it in torch.
-        self._wait(lambda: self.store.add("ready", 0) == self.size, self.timeout)
+        self._wait(lambda: self.store.add("ready", 0) == self.size, max(READY, self.timeout))
         if not dist.is_initialized():
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
@@ -353,4 +355,5 @@ def exit_code(error: BaseException) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    """Without the source file that PyTorch names first, and the advice that follows."""
+    return re.sub(r"^\[\S+\] ", "", str(error).strip().partition("\n")[0]).partition(". ")[0]
