@@ -35,7 +35,7 @@ FAULTS = "TESTED_FAULTS"  # environment variable of the program: the faults of e
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
 TRAIN, SAVE = "fastbert.pretraining.loop:Trainer.train_step", "fastbert.training.checkpoints:_write_tensors"
 LOSSES = "fastbert.training.step:counted_losses"
-HANGS = 50.0  # seconds after which a process shows where it hangs, and ends
+HANGS = 100.0  # seconds after which a process shows where it hangs, and ends
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def launch(
             told = now
             for process in ranks:
                 process.terminate()
-        if now > told + grace or now > begin + HANGS + 5:
+        if now > told + grace or now > begin + 1.5 * HANGS:
             for process in ranks:
                 process.kill()
         time.sleep(0.05)
@@ -153,7 +153,7 @@ def torchrun(options: list[str], arguments: list[str], attempts: Sequence[Sequen
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tests.launch", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", FAULTS: json.dumps(attempts)}
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "kernels")])
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3 * HANGS, check=False)
     return Ended([found.returncode], found.stderr, time.monotonic() - begin)
 
 

@@ -11,7 +11,7 @@ from fastbert.training.checkpoints import Checkpointer
 from fastbert.training.logbook import read_metrics
 from tests.launch import LOSSES, SAVE, TRAIN, Ended, Fault, launch, torchrun
 
-STEPS, EVERY = 6, 3
+STEPS, EVERY = 9, 3
 SETUP = "fastbert.pretraining.pretrain:prepare_setup"  # while the first one prepares the data, the others wait
 FINGERPRINT = "fastbert.pretraining.pretrain:data_fingerprint"  # after that, but before they are connected
 
@@ -90,9 +90,15 @@ def test_user_error_on_one_process(options, tmp_path, function):
     assert_user_error(ended, "process 1 of 2: a user error of the test")
 
 
-def test_user_error_on_all_processes_is_reported_once(options, tmp_path):
-    ended = pretrain(options, tmp_path, (0, TRAIN, 2, "user"), (1, TRAIN, 2, "user"), agent=False)
+def test_errors_and_warnings_of_all_processes_are_reported_once(options, tmp_path):
+    """User errors in the options, and later; the warning is that of an option without effect."""
+    ended = pretrain([*options, "--dropout", "2"], tmp_path)
+    assert_user_error(ended, "dropout")
+    ended = pretrain(
+        [*options, "--vocab-size", "600"], tmp_path, (0, TRAIN, 2, "user"), (1, TRAIN, 2, "user"), agent=False
+    )
     assert_user_error(ended, "error: a user error of the test")
+    assert ended.messages.count("has no effect, because") == 1
 
 
 def test_full_disk_while_saving(options, tmp_path):
@@ -110,9 +116,9 @@ def test_stopped_process(options, tmp_path):
 def test_losses_that_are_not_finite(options, tmp_path):
     """On the rows of one process: both skip the same updates, and stop after five in a row."""
     micro_batches = 2
-    calls = [1 + micro_batches * 2, *range(2 + micro_batches * EVERY, 2 + micro_batches * (EVERY + 6))]
+    calls = [1 + micro_batches * 2, *range(2 + micro_batches * EVERY, 2 + micro_batches * STEPS)]
     faults = [(1, LOSSES, call, "nan") for call in calls]  # the first call is that of `settle`
-    ended = pretrain([*options, "--steps", "12"], tmp_path, *faults, agent=False)
+    ended = pretrain(options, tmp_path, *faults, agent=False)
     assert_user_error(ended, "in 5 steps in a row, up to step 8; the newest finite checkpoint is ")
     assert re.findall(r"step (\d): loss nan", ended.messages) == ["2", "4", "5", "6", "7", "8"]
 
@@ -123,7 +129,7 @@ def test_signal_to_one_process_and_damaged_checkpoint(options, uninterrupted, tm
     ended = pretrain(options, tmp_path, (1, TRAIN, EVERY, "term"))
     assert ended.codes == [143, 143] and not ended.errors
     newest = saved(run)[-1]
-    assert newest in (EVERY + 1, EVERY + 2) and f"stopped at step {newest} of {STEPS}" in ended.messages
+    assert EVERY < newest < STEPS and f"stopped at step {newest} of {STEPS}" in ended.messages
     weights = run / "checkpoints" / f"step-{newest:08d}" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     ended = pretrain(options, tmp_path)
@@ -133,12 +139,13 @@ def test_signal_to_one_process_and_damaged_checkpoint(options, uninterrupted, tm
 
 def test_restarted_by_torchrun_and_stopped(options, uninterrupted, tmp_path):
     """One process is killed; torchrun starts all of them again, and they resume. Then torchrun receives SIGTERM."""
-    run, messages = tmp_path / "run", ""
+    run = tmp_path / "run"
     attempts = [[(1, TRAIN, EVERY + 1, "kill")], [(0, TRAIN, 1, "term launcher"), (0, TRAIN, 2, 1.0)]]
     torch_options = ["--nproc-per-node", "2", "--max-restarts", "1"]
     ended = torchrun(torch_options, ["pretrain", *options, "--out", str(run)], attempts)
     messages = ended.messages
     assert messages.count("has lost the others") == 1 and f"resuming {run} at step {EVERY}" in messages
-    assert f"stopped at step {STEPS - 1} of {STEPS}" in messages and saved(run) == [EVERY, STEPS - 1]
+    newest = saved(run)[-1]
+    assert EVERY < newest < STEPS and f"stopped at step {newest} of {STEPS}" in messages
     assert pretrain(options, tmp_path).codes == [0, 0]
     assert_equal(run, uninterrupted)
