@@ -59,7 +59,7 @@ _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by pee
 
 _NOTHING = torch.empty(0)
 _starts = itertools.count()
-"""Numbers of the calls of `start` in this process, whose words must not be mixed up."""
+"""Numbers of the calls of `start` in this process, each with its own words."""
 
 
 class OtherRankEndedError(SystemExit):
@@ -100,7 +100,9 @@ def start(timeout: float, shard: str = "none") -> World:
     if rank > 0:
         mute()
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    own = dist.PrefixStore(f"fastbert/{next(_starts)}", store)
+    # Restarted processes find the store of those before them, whose words they must not read.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = dist.PrefixStore(f"fastbert/{attempt}/{next(_starts)}", store)
     return Ranks(rank, size, local_rank, shard != "none", own, timeout)
 
 

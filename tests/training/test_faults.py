@@ -126,7 +126,7 @@ def test_losses_that_are_not_finite(options, tmp_path):
 def test_signal_to_one_process_and_damaged_checkpoint(options, uninterrupted, tmp_path):
     """Both processes stop after the same step. If its checkpoint is damaged, both resume from the one before."""
     run = tmp_path / "run"
-    ended = pretrain(options, tmp_path, (1, TRAIN, EVERY, "term"))
+    ended = pretrain(options, tmp_path, (1, TRAIN, EVERY + 1, "term"))
     assert ended.codes == [143, 143] and not ended.errors
     newest = saved(run)[-1]
     assert EVERY < newest < STEPS and f"stopped at step {newest} of {STEPS}" in ended.messages
