@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -58,8 +59,6 @@ _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by pee
 
 
 _NOTHING = torch.empty(0)
-_starts = itertools.count()
-"""Numbers of the calls of `start` in this process, each with its own words."""
 
 
 class OtherRankEndedError(SystemExit):
@@ -100,10 +99,36 @@ def start(timeout: float, shard: str = "none") -> World:
     if rank > 0:
         mute()
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    # Restarted processes find the store of those before them, whose words they must not read.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own = dist.PrefixStore(f"fastbert/{attempt}/{next(_starts)}", store)
+    shared = dist.PrefixStore("fastbert", store)
+    own = dist.PrefixStore(_meet(shared, rank, size, max(READY, timeout)), shared)
     return Ranks(rank, size, local_rank, shard != "none", own, timeout)
+
+
+def _meet(store: dist.Store, rank: int, size: int, timeout: float) -> str:
+    """A new name that only these processes know. Restarted processes find the store of those before them, whose words
+    they must not read, and the machines of one run may count different numbers of restarts.
+
+    Raises:
+        UserError: a process is missing.
+    """
+    own, until = secrets.token_hex(8), time.monotonic() + timeout
+    store.set(f"hello/{rank}", own)
+    while time.monotonic() < until:
+        if rank > 0 and store.check([f"welcome/{own}"]):
+            name = store.get(f"welcome/{own}").decode()
+            store.add(f"met/{name}", 1)
+            return name
+        if rank == 0:
+            for other in range(1, size):  # again and again: the first ones may be those of processes before
+                if store.check([f"hello/{other}"]):
+                    store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
+            if store.add(f"met/{own}", 0) == size - 1:
+                return own
+        time.sleep(LONGEST_PAUSE / 5)
+    raise UserError(
+        f"not all {size} processes have started after {timeout:g} s; start all of them with torchrun, or set a longer "
+        "--machine.timeout"
+    )
 
 
 def _launcher_store(timeout: float) -> tuple[dist.Store, int, int]:
