@@ -43,6 +43,7 @@ from fastbert.training.world import ONE_PROCESS, World
 
 Result = TypeVar("Result")
 
+RESTARTED = "restarted"  # key of the number of processes that were restarted after a failure
 ENDED = "ended"  # key of the exit code of the first rank that failed
 PATIENCE = 5.0  # seconds for the first rank to report the same error as another one
 READY = 60.0  # seconds, at least, between the setup of the first rank and that of the last
@@ -101,7 +102,9 @@ def start(timeout: float, shard: str = "none") -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     shared = dist.PrefixStore("fastbert", store)
     own = dist.PrefixStore(_meet(shared, rank, size, max(READY, timeout)), shared)
-    return Ranks(rank, size, local_rank, shard != "none", own, timeout)
+    # A machine whose processes have not failed does not count the restart.
+    again = rank == 0 and own.add(RESTARTED, restarted(os.environ)) > 0
+    return Ranks(rank, size, local_rank, shard != "none", again, own, timeout)
 
 
 def _meet(store: dist.Store, rank: int, size: int, timeout: float) -> str:
@@ -116,6 +119,7 @@ def _meet(store: dist.Store, rank: int, size: int, timeout: float) -> str:
     while time.monotonic() < until:
         if rank > 0 and store.check([f"welcome/{own}"]):
             name = store.get(f"welcome/{own}").decode()
+            store.add(f"{name}/{RESTARTED}", restarted(os.environ))
             store.add(f"met/{name}", 1)
             return name
         if rank == 0:
