@@ -1,7 +1,7 @@
-"""Several processes of one training, with faults: started by torchrun (this file as its program), or much faster by a
+"""Several processes of one training, with failures: started by torchrun (this file as its program), or much faster by a
 fork server, which stands for torchrun: it has the store, and after a failure it ends the other processes.
 
-A fault is (rank, function, call, action): before that call of the function, counted from 1, the rank does the action;
+A failure is (rank, function, call, action): before that call of the function, counted from 1, the rank does the action;
 call 0 means every call. Actions: kill, stop, term, int, term launcher, user (a user error), crash (an internal error),
 full (the disk is full), nan (the result is not finite), or seconds to sleep.
 """
@@ -30,8 +30,8 @@ import torch.distributed as dist
 from fastbert.cli import main
 from fastbert.errors import UserError
 
-Fault = tuple[int, str, int, str | float]
-FAULTS = "TESTED_FAULTS"  # environment variable of the program: the faults of each attempt of torchrun, as JSON
+Failure = tuple[int, str, int, str | float]
+FAILURES = "TESTED_FAILURES"  # environment variable of the program: the failures of each attempt of torchrun, as JSON
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
 TRAIN, SAVE = "fastbert.pretraining.loop:Trainer.train_step", "fastbert.training.checkpoints:_write_tensors"
 LOSSES = "fastbert.training.step:counted_losses"
@@ -53,9 +53,9 @@ class Ended:
         return [line for line in self.messages.splitlines() if line.startswith(("error:", "Traceback"))]
 
 
-def inject(fault: Fault) -> None:
-    """Replaces the function of a fault, in this process."""
-    _, path, number, action = fault
+def inject(failure: Failure) -> None:
+    """Replaces the function of a failure, in this process."""
+    _, path, number, action = failure
     module, _, names = path.partition(":")
     owner, (*outer, name) = importlib.import_module(module), names.split(".")
     for part in outer:
@@ -90,7 +90,7 @@ def act(action: str | float) -> None:
         time.sleep(action)
 
 
-def rank_main(rank: int, size: int, port: int, arguments: list[str], faults: Sequence[Fault], output: Path) -> None:
+def rank_main(rank: int, size: int, port: int, arguments: list[str], failures: Sequence[Failure], output: Path) -> None:
     """One process of a launch by the fork server."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -98,20 +98,25 @@ def rank_main(rank: int, size: int, port: int, arguments: list[str], faults: Seq
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    sys.exit(run(rank, arguments, faults))
+    sys.exit(run(rank, arguments, failures))
 
 
-def run(rank: int, arguments: list[str], faults: Sequence[Fault]) -> int:
+def run(rank: int, arguments: list[str], failures: Sequence[Failure]) -> int:
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(HANGS, exit=True)  # a hang is a failure, and shows where
-    for fault in faults:
-        if fault[0] == rank:
-            inject(fault)
+    for failure in failures:
+        if failure[0] == rank:
+            inject(failure)
     return main(arguments)
 
 
 def launch(
-    size: int, arguments: list[str], folder: Path, faults: Sequence[Fault] = (), agent: bool = True, grace: float = 30.0
+    size: int,
+    arguments: list[str],
+    folder: Path,
+    failures: Sequence[Failure] = (),
+    agent: bool = True,
+    grace: float = 30.0,
 ) -> Ended:
     """Runs fastbert with `arguments` in `size` processes.
 
@@ -126,20 +131,20 @@ def launch(
     outputs = [folder / f"rank-{rank}.txt" for rank in range(size)]
     for output in outputs:
         output.write_text("")
-    begin, told = time.monotonic(), math.inf
+    begin, asked = time.monotonic(), math.inf
     ranks = [
-        context.Process(target=rank_main, args=(rank, size, server.port, arguments, faults, outputs[rank]))
+        context.Process(target=rank_main, args=(rank, size, server.port, arguments, failures, outputs[rank]))
         for rank in range(size)
     ]
     for process in ranks:
         process.start()
     while any(process.exitcode is None for process in ranks):
         now = time.monotonic()
-        if agent and told == math.inf and any(process.exitcode for process in ranks):
-            told = now
+        if agent and asked == math.inf and any(process.exitcode for process in ranks):
+            asked = now
             for process in ranks:
                 process.terminate()
-        if now > told + grace or now > begin + 1.5 * HANGS:
+        if now > asked + grace or now > begin + 1.5 * HANGS:
             for process in ranks:
                 process.kill()
         time.sleep(0.05)
@@ -147,11 +152,11 @@ def launch(
     return Ended([process.exitcode for process in ranks], messages, time.monotonic() - begin)
 
 
-def torchrun(options: list[str], arguments: list[str], attempts: Sequence[Sequence[Fault]]) -> Ended:
-    """Runs fastbert with `arguments` under torchrun with `options`, and with the faults of each attempt."""
+def torchrun(options: list[str], arguments: list[str], attempts: Sequence[Sequence[Failure]]) -> Ended:
+    """Runs fastbert with `arguments` under torchrun with `options`, and with the failures of each attempt."""
     begin, folder = time.monotonic(), Path(__file__).parents[1]
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tests.launch", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", FAULTS: json.dumps(attempts)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", FAILURES: json.dumps(attempts)}
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "kernels")])
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3 * HANGS, check=False)
     return Ended([found.returncode], found.stderr, time.monotonic() - begin)
@@ -160,5 +165,5 @@ def torchrun(options: list[str], arguments: list[str], attempts: Sequence[Sequen
 if __name__ == "__main__":
     number = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     sys.exit(
-        run(int(os.environ["RANK"]), sys.argv[1:], dict(enumerate(json.loads(os.environ[FAULTS]))).get(number, ()))
+        run(int(os.environ["RANK"]), sys.argv[1:], dict(enumerate(json.loads(os.environ[FAILURES]))).get(number, ()))
     )

@@ -386,5 +386,5 @@ def exit_code(error: BaseException) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    """Without the source file that PyTorch names first, and the advice that follows."""
+    """The message, without the source file that PyTorch names first and the advice that follows."""
     return re.sub(r"^\[\S+\] ", "", str(error).strip().partition("\n")[0]).partition(". ")[0]

@@ -27,7 +27,7 @@ class World:
     sharded: bool = False
     """True if every rank holds only a part of each weight."""
     restarted: bool = False
-    """On the first rank: the launcher has restarted the processes of a machine after a failure."""
+    """True on the first rank if the launcher has restarted the processes of a machine after a failure."""
 
     def __enter__(self) -> "World":
         return self

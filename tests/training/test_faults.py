@@ -1,4 +1,4 @@
-"""Faults of one of several processes that pretrain together: every process ends, the exit code and one message report
+"""Failures of one of several processes that pretrain together: every process ends, the exit code and one message report
 the cause, and the resumed run equals the uninterrupted one."""
 
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.training.logbook import read_metrics
-from tests.launch import LOSSES, SAVE, TRAIN, Ended, Fault, launch, torchrun
+from tests.launch import LOSSES, SAVE, TRAIN, Ended, Failure, launch, torchrun
 
 STEPS, EVERY = 9, 3
 SETUP = "fastbert.pretraining.pretrain:prepare_setup"  # while the first one prepares the data, the others wait
@@ -28,17 +28,17 @@ def options(prepared: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(options: list[str], tmp_path_factory) -> Path:
-    """The run of two processes without a fault."""
+    """The run of two processes without a failure."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert pretrain(options, folder).codes == [0, 0]
     return folder / "run"
 
 
-def pretrain(options: list[str], folder: Path, *faults: Fault, **launcher: object) -> Ended:
+def pretrain(options: list[str], folder: Path, *failures: Failure, **launcher: object) -> Ended:
     """Starts folder/run on two processes, or resumes it."""
     run, timeout = folder / "run", launcher.pop("timeout", 20.0)
     arguments = ["--resume", str(run)] if run.exists() else [*options, "--out", str(run)]
-    return launch(2, ["pretrain", *arguments, "--machine.timeout", str(timeout)], folder, faults, **launcher)
+    return launch(2, ["pretrain", *arguments, "--machine.timeout", str(timeout)], folder, failures, **launcher)
 
 
 def saved(run: Path) -> list[int]:
@@ -86,13 +86,13 @@ def test_first_killed_while_it_saves(options, tmp_path, agent):
 @pytest.mark.parametrize("function", [TRAIN, SETUP, FINGERPRINT])
 def test_user_error_on_one_process(options, tmp_path, function):
     """Nobody ends the others, which also wait before they are connected."""
-    ended = pretrain(options, tmp_path, (1, function, 1, "user"), agent=False)
+    ended = pretrain(options, tmp_path, (1, function, 1, "user"), agent=False, timeout=8.0)
     assert_user_error(ended, "process 1 of 2: a user error of the test")
 
 
 def test_errors_and_warnings_of_all_processes_are_reported_once(options, tmp_path):
     """User errors in the options, and later; the warning is that of an option without effect."""
-    ended = pretrain([*options, "--dropout", "2"], tmp_path)
+    ended = pretrain([*options, "--dropout", "2"], tmp_path, agent=False)
     assert_user_error(ended, "dropout")
     ended = pretrain(
         [*options, "--vocab-size", "600"], tmp_path, (0, TRAIN, 2, "user"), (1, TRAIN, 2, "user"), agent=False
@@ -117,8 +117,8 @@ def test_losses_that_are_not_finite(options, tmp_path):
     """On the rows of one process: both skip the same updates, and stop after five in a row."""
     micro_batches = 2
     calls = [1 + micro_batches * 2, *range(2 + micro_batches * EVERY, 2 + micro_batches * STEPS)]
-    faults = [(1, LOSSES, call, "nan") for call in calls]  # the first call is that of `settle`
-    ended = pretrain(options, tmp_path, *faults, agent=False)
+    failures = [(1, LOSSES, call, "nan") for call in calls]  # the first call is that of `settle`
+    ended = pretrain(options, tmp_path, *failures, agent=False)
     assert_user_error(ended, "in 5 steps in a row, up to step 8; the newest finite checkpoint is ")
     assert re.findall(r"step (\d): loss nan", ended.messages) == ["2", "4", "5", "6", "7", "8"]
 
