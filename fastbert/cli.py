@@ -22,6 +22,7 @@ from fastbert.requirements import check_requirements, check_text, refuse_several
 from fastbert.streams import (
     flush_standard_output,
     give_up_standard_output,
+    mute,
     prepare_streams,
     standard_output_fails,
     warn,
@@ -284,6 +285,7 @@ def run_command(arguments: list[str]) -> int:
         if not {"-h", "--help"} & set(arguments):
             check_requirements()
             refuse_several_processes(os.environ, name)
+            mute(not first_of_machine())
         return job(arguments[1:])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -292,9 +294,15 @@ def run_command(arguments: list[str]) -> int:
         found = None if isinstance(error, OSError) and standard_output_fails() else user_error(error)
         if found is None:
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes of a machine have the same errors here
+        if first_of_machine():
             print(f"error: {message_of(found)}", file=sys.stderr)
         return 2
+
+
+def first_of_machine() -> bool:
+    """Returns False for all but one process of torchrun on a machine. They find the same user errors in their options,
+    and print the same warnings."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def limit_spinning() -> None:

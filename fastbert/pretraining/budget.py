@@ -148,7 +148,7 @@ def steps_in(setup: PretrainSetup, seconds: float) -> int:
     networks that are discarded. Prints the plan."""
     begin, shared = time.perf_counter(), shared_with(setup.world)
     objective = setup.objective()
-    built = time.perf_counter() - begin
+    built = shared(time.perf_counter() - begin)
     writing = setup.world.first_says(
         lambda: writing_seconds(existing(setup.options.out or "runs"), checkpoint_size(objective))
     )
@@ -163,8 +163,9 @@ def steps_in(setup: PretrainSetup, seconds: float) -> int:
         export=writing / 3,  # weights without moments
         finish=writing / 3,
     )
-    spent = time.perf_counter() - begin
-    steps = setup.world.first_says(lambda: costs.steps_in(seconds - spent, setup.plan, setup.options))
+    spent = shared(time.perf_counter() - begin)
+    # On all ranks, with the same times: it may time the stages of a short run, which takes all of them.
+    steps = costs.steps_in(seconds - spent, setup.plan, setup.options)
     plan = setup.plan(steps)
     spans = {"timing": spent, **costs.spans(plan, setup.options, 0, steps, len(setup.options.word_counts()))}
     total = sum(spans.values())

@@ -31,7 +31,7 @@ from fastbert.pretraining.setup import PretrainSetup, data_fingerprint, prepare_
 from fastbert.streams import echo
 from fastbert.training.checkpoints import read_newest
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.launch import join, restarted, restarts
+from fastbert.training.launch import join, restarts
 from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.world import World
 
@@ -49,7 +49,7 @@ def pretrain(given: PretrainOptions, name: str) -> int:
             check_one_process(given)
         elif given.dry_run:
             raise UserError("--dry-run measures one process; start it without torchrun")
-        if world.first_says(lambda: given.resume or continues(given)):
+        if world.first_says(lambda: given.resume or continues(given, world)):
             return resume(given, world)
         return start_run(given, name, world)
 
@@ -65,7 +65,7 @@ def check_one_process(given: PretrainOptions) -> None:
         echo(f"uses one of {gpus} GPUs; all of them: torchrun --nproc-per-node {gpus} -m fastbert pretrain ...")
 
 
-def continues(given: PretrainOptions) -> bool:
+def continues(given: PretrainOptions, world: World) -> bool:
     """Returns whether the processes were restarted after a failure (torchrun --max-restarts) in which the run had
     started.
 
@@ -74,7 +74,7 @@ def continues(given: PretrainOptions) -> bool:
     """
     if given.out is None and restarts(os.environ):
         raise UserError("torchrun --max-restarts needs --out, so that restarted processes find their run")
-    return restarted(os.environ) and RunFolder(Path(given.out)).exists()
+    return world.restarted and RunFolder(Path(given.out)).exists()
 
 
 def start_run(given: PretrainOptions, name: str, world: World) -> int:
@@ -179,7 +179,7 @@ def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resume
                 refuse_link(written_last)
         trainer = build_trainer(setup, run, manifest, resumed)
         profiling = profiled(trainer, run.profile) if profile and first else nullcontext()
-        with trainer.logbook, Interrupts(setup.world.size > 1) as interrupts, profiling:
+        with Interrupts(setup.world.size > 1) as interrupts, trainer.logbook, profiling:
             trainer.run(interrupts)
         if trainer.progress.step < trainer.steps:
             echo(

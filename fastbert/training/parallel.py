@@ -6,13 +6,18 @@ batch. This is the only module that imports torch.distributed.
             of a block when it is computed
 
 The ranks meet at the store of their launcher. The first one decides and writes files, and the others wait for its words
-there (`first_says`). The process group for tensors, NCCL on GPUs and Gloo on CPUs, starts only once the data is
-prepared.
+(`first_says`). The process group for tensors, NCCL on GPUs and Gloo on CPUs, starts only once the data is prepared.
+
+If a rank fails, the others notice that its connection is closed, and end with its exit code, which it has left in the
+store. If there is none, it was killed, and one of them reports that.
 """
 
 import inspect
 import itertools
+import math
 import os
+import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -29,15 +34,21 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from fastbert.errors import UserError
 from fastbert.records import json_text, parse_json
 from fastbert.streams import echo, mute
 from fastbert.system_errors import user_error
+from fastbert.training.interrupts import Interrupts
+from fastbert.training.launch import restarted
 from fastbert.training.world import World
 
 Result = TypeVar("Result")
 
+RESTARTED = "restarted"  # key of the number of processes that were restarted after a failure
 ENDED = "ended"  # key of the exit code of the first rank that failed
-PATIENCE = 5.0  # seconds for the reason of a failure to arrive from another rank
+PATIENCE = 5.0  # seconds for the first rank to report the same error as another one
+READY = 60.0  # seconds, at least, between the setup of the first rank and that of the last
+ARRIVAL = 1.0  # seconds for an exit code to arrive at the store after the connection was closed
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # seconds between two looks at the store
 _BUFFERS = next(
     name
@@ -61,19 +72,62 @@ def start(timeout: float, shard: str = "none") -> World:
         timeout: seconds that a rank waits for the others before it gives up.
         shard: none, or blocks for FSDP2.
     """
-    joined = dist.is_initialized()
-    if joined:
+    if dist.is_initialized():
         store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     else:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
+        store, rank, size = _launcher_store(timeout)
     if rank > 0:
         mute()
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    # After a restart, torchrun's c10d rendezvous gives the processes the same store, with the values of those before.
-    # (Ray gives them another one, and the first of them alone knows how often they were restarted.)
-    attempt = "0" if joined else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own = dist.PrefixStore(f"fastbert/{attempt}", store)
-    return Ranks(rank, size, local_rank, shard != "none", own, timeout, joined=joined)
+    shared = dist.PrefixStore("fastbert", store)
+    own = dist.PrefixStore(_meet(shared, rank, size, max(READY, timeout)), shared)
+    # A machine whose processes have not failed does not count the restart.
+    again = rank == 0 and own.add(RESTARTED, restarted(os.environ)) > 0
+    return Ranks(rank, size, local_rank, shard != "none", again, own, timeout)
+
+
+def _meet(store: dist.Store, rank: int, size: int, timeout: float) -> str:
+    """A new name that only these processes know. Restarted processes find the store of those before them, whose words
+    they must not read, and the machines of one run may count different numbers of restarts.
+
+    Raises:
+        UserError: a process is missing.
+    """
+    own, until = secrets.token_hex(8), time.monotonic() + timeout
+    store.set(f"hello/{rank}", own)
+    while time.monotonic() < until:
+        if rank > 0 and store.check([f"welcome/{own}"]):
+            name = store.get(f"welcome/{own}").decode()
+            store.add(f"{name}/{RESTARTED}", restarted(os.environ))
+            store.add(f"met/{name}", 1)
+            return name
+        if rank == 0:
+            for other in range(1, size):  # again and again: the first ones may be those of processes before
+                if store.check([f"hello/{other}"]):
+                    store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
+            if store.add(f"met/{own}", 0) == size - 1:
+                return own
+        time.sleep(LONGEST_PAUSE / 5)
+    raise UserError(
+        f"not all {size} processes have started after {timeout:g} s; start all of them with torchrun, or set a longer "
+        "--machine.timeout"
+    )
+
+
+def _launcher_store(timeout: float) -> tuple[dist.Store, int, int]:
+    """Store of the launcher, rank and number of processes.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    try:
+        return next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=timeout))))
+    except (dist.DistError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"process {os.environ['RANK']} cannot reach its launcher at {where} ({_first_line(error)}); start all "
+            "processes with torchrun, and check that the machines reach each other"
+        ) from None
 
 
 @dataclass(eq=False)
@@ -86,20 +140,34 @@ class Ranks(World):
     """Numbers of the words of the first rank."""
     device: torch.device | None = None
     """Set by `connect`."""
-    joined: bool = False
-    """The process group had existed before and ends later: the first rank may have the store that others still
-    read."""
+    own_group: bool = False
+    """The process group was started here, and not by a launcher."""
+    _words: Any = field(default=None, repr=False)
+    """Process group for the words of the first rank, on CPUs; the default one if None."""
     _mesh: Any = field(default=None, repr=False)
 
     # --- the store
 
     def first_says(self, function: Callable[[], Any]) -> Any:
-        key = f"said/{next(self.said)}"
-        if self.first:
-            self.store.set(key, json_text(function()))
-        else:
-            self._wait(key)
-        return parse_json(self.store.get(key), "the word of the first process")
+        word = json_text(function()) if self.first else ""
+        return parse_json(self._word(word), "the word of the first process")
+
+    def _word(self, word: str) -> str:
+        """The `word` of the first rank, from the store. Once the ranks are connected it is sent by Gloo, because the
+        store does not notice that the first process was killed."""
+        if self.device is None:
+            key = f"said/{next(self.said)}"
+            if self.first:
+                self.store.set(key, word)
+            else:
+                self._wait(lambda: self.store.check([key]))
+            return self.store.get(key).decode()
+        data = torch.frombuffer(bytearray(word.encode() or b" "), dtype=torch.uint8)
+        size = torch.tensor([len(data)])
+        dist.broadcast(size, 0, group=self._words)
+        data = data if self.first else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(data, 0, group=self._words)
+        return data.numpy().tobytes().decode()
 
     def first_before_others(self, function: Callable[[], Result]) -> Result:
         if self.first:
@@ -109,18 +177,17 @@ class Ranks(World):
         self.first_says(lambda: None)
         return function()
 
-    def _wait(self, key: str) -> None:
-        """Waits until the store has `key`; before the ranks are connected, without a limit, because the first one may
-        be preparing data.
+    def _wait(self, arrived: Callable[[], bool], timeout: float = math.inf) -> None:
+        """Waits until `arrived()`, by default without a limit, because the first rank may be preparing data.
 
         Raises:
             OtherRankEndedError: another rank failed.
         """
         begin, pause = time.monotonic(), SHORTEST_PAUSE
-        while not self.store.check([key]):
+        while not arrived():
             self._check_others()
-            if self.device is not None and time.monotonic() - begin > self.timeout:
-                raise dist.DistStoreError(f"the first process has not answered for {self.timeout:g} s")
+            if time.monotonic() - begin > timeout:
+                raise dist.DistStoreError(f"not all processes are ready after {timeout:g} s")
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
 
@@ -133,53 +200,70 @@ class Ranks(World):
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """After an error on several ranks, the first rank reports it, or else the one that has failed."""
-        try:
-            if error is None or isinstance(error, OtherRankEndedError):
-                return
-            lost = is_lost(error)
-            if lost or not self.first:
-                self._wait_for_reason()
-            if lost:
-                echo_lost(self.rank, error)
-                raise SystemExit(1) from None
-            with suppress(RuntimeError):
-                self.store.set(ENDED, str(exit_code(error)))
-            if not self.first and isinstance(error, Exception) and (found := user_error(error)) is not None:
-                mute(False)
-                echo(f"error: process {self.rank} of {self.size}: {found}")
-                raise SystemExit(2) from None
-        finally:
-            self._close(error is None)
+        if error is None:
+            if self.own_group:
+                dist.destroy_process_group()
+        elif not isinstance(error, OtherRankEndedError):
+            # After an error the process group is not left: its connections may be gone, and waiting for them would
+            # hang. A launcher ends the others at once by SIGTERM, which must not suppress the report.
+            with Interrupts():
+                self._lost(error) if is_lost(error) else self._failed(error)
 
-    def _wait_for_reason(self) -> None:
-        """Ends quietly if another rank reports the reason of a failure soon."""
-        until = time.monotonic() + PATIENCE
+    def _lost(self, error: BaseException) -> None:
+        """Ends after a lost connection, with the exit code of the rank that has failed, if it has left one; otherwise
+        one rank reports the loss."""
+        with suppress(RuntimeError):  # the store may have ended too
+            self._wait_for_reason(ARRIVAL)
+            if self.store.add("lost", 1) > 1:
+                raise SystemExit(1) from None
+        mute(False)
+        echo(
+            f"error: process {self.rank} has lost the others: one was killed, hangs or lost its connection "
+            f"({_first_line(error)}); start them again, a run with --resume"
+        )
+        raise SystemExit(1) from None
+
+    def _failed(self, error: BaseException) -> None:
+        """Leaves the exit code of an error to the others; reports a user error that the first rank does not have."""
+        if not self.first:  # sooner than the others lose their patience
+            self._wait_for_reason(min(PATIENCE, self.timeout / 4))
+        with suppress(RuntimeError):
+            self.store.set(ENDED, str(exit_code(error)))
+        if not self.first and isinstance(error, Exception) and (found := user_error(error)) is not None:
+            mute(False)
+            echo(f"error: process {self.rank} of {self.size}: {found}")
+            raise SystemExit(2) from None
+
+    def _wait_for_reason(self, seconds: float) -> None:
+        """Raises an OtherRankEndedError if another rank reports a failure within this time."""
+        until = time.monotonic() + seconds
         with suppress(RuntimeError):  # the store has ended too
             while time.monotonic() < until:
                 self._check_others()
                 time.sleep(LONGEST_PAUSE)
-
-    def _close(self, whole: bool) -> None:
-        """Leaves the process group. After an error its connections may be gone, and waiting for them would hang."""
-        if self.device is not None and whole and not self.joined:
-            dist.destroy_process_group()
 
     # --- results of all ranks
 
     def connect(self, device: torch.device) -> None:
         if self.device is not None:
             return
-        self.device = device
+        timeout = timedelta(seconds=self.timeout)
+        self.store.add("ready", 1)
+        # A rank that fails before this would not be noticed by those that wait for it in torch.
+        self._wait(lambda: self.store.add("ready", 0) >= self.size, max(READY, self.timeout))
         if not dist.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(
-                backend,
+                "nccl" if device.type == "cuda" else "gloo",
                 store=dist.PrefixStore("group", self.store),
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timedelta(seconds=self.timeout),
+                timeout=timeout,
                 device_id=device if device.type == "cuda" else None,
             )
+            self.own_group = True
+        if dist.get_backend() != "gloo":
+            self._words = dist.new_group(backend="gloo", timeout=timeout)
+        self.device = device
         if self.sharded:
             self._mesh = init_device_mesh(device.type, (self.size,))
 
@@ -282,7 +366,6 @@ def exit_code(error: BaseException) -> int:
     return 2 if isinstance(error, Exception) and user_error(error) is not None else 1
 
 
-def echo_lost(rank: int, error: BaseException) -> None:
-    first_line = str(error).strip().partition("\n")[0]
-    mute(False)
-    echo(f"error: process {rank} has lost the others: one was killed, hangs or lost its connection ({first_line})")
+def _first_line(error: BaseException) -> str:
+    """The message, without the source file that PyTorch names first and the advice that follows."""
+    return re.sub(r"^\[\S+\] ", "", str(error).strip().partition("\n")[0]).partition(". ")[0]

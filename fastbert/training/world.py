@@ -26,6 +26,8 @@ class World:
     """Index of the process on its machine."""
     sharded: bool = False
     """True if every rank holds only a part of each weight."""
+    restarted: bool = False
+    """True on the first rank if the launcher has restarted the processes of a machine after a failure."""
 
     def __enter__(self) -> "World":
         return self
