@@ -39,7 +39,7 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
         UserError: any user error, before training starts if possible.
     """
     out = Path(requested.out)
-    world.first_says(lambda: check_request(requested, out))
+    world.first_decides(lambda: check_request(requested, out))
     setup = world.first_before_others(lambda: prepare_finetuning(requested, world))
     for warning in setup.warnings:
         echo(warning)
@@ -48,18 +48,18 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
     world.connect(setup.device)
     results: dict[float, list[dict[str, Any]]] = {}
     with locked_folder(out) if world.first else nullcontext(), Interrupts(world.size > 1) as interrupts:
-        world.first_says(lambda: open_folder(out, setup, experiment))
+        world.first_decides(lambda: open_folder(out, setup, experiment))
         for fraction in setup.options.fractions():
             results[fraction] = []
             for seed in range(requested.first_seed, requested.first_seed + requested.seeds):
                 folder = seed_folder(out, fraction, seed)
-                result = world.first_says(partial(finished, folder, setup.task.metrics))
+                result = world.first_decides(partial(finished, folder, setup.task.metrics))
                 if result is None:
                     result = train_seed(setup, folder, fraction, seed, interrupts)
                 if result is None:
                     echo(f"stopped; the same command continues with {folder}")
                     return interrupts.exit_code
-                world.first_says(partial(remove_checkpoints, folder))
+                world.first_decides(partial(remove_checkpoints, folder))
                 results[fraction].append(result)
         if world.first:
             write_results(setup.options, setup.task, setup.precision, out, results)
@@ -75,7 +75,7 @@ def check_request(requested: FinetuneOptions, out: Path) -> None:
 
 def check_same_on_all_ranks(experiment: dict[str, Any], world: World) -> None:
     """Raises a UserError if options, model or data of this rank differ from those of the first one."""
-    if changed := configuration.differences(world.first_says(lambda: experiment), experiment):
+    if changed := configuration.differences(world.first_decides(lambda: experiment), experiment):
         raise UserError(
             f"the fine-tuning differs from that of the first process: {'; '.join(changed)}. Start all processes with "
             "the same options, on the same model and data"

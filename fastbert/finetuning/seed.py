@@ -81,7 +81,7 @@ def train_seed(
             f"{setup.task.name}, seed {seed}: training diverged: weights or scores on dev were not finite in any of "
             f"the {options.epochs} epochs{ADVICE}"
         )
-    return world.first_says(lambda: epochs.finish(data))
+    return world.first_decides(lambda: epochs.finish(data))
 
 
 def open_seed_folder(folder: Path, resumed: bool) -> None:
@@ -169,7 +169,7 @@ class Epochs:
         The order matters: the weights of a best epoch are in its checkpoint until they are in the model.
         """
         self.measure()
-        self.setup.world.first_says(self.save)
+        self.setup.world.first_decides(self.save)
 
     def save(self) -> None:
         """Writes the checkpoint, and the model of a best epoch."""
@@ -195,7 +195,7 @@ class Epochs:
             scores[split] = predict_scores(
                 model, task.name, inputs, precision=setup.precision, batch_size=batch_size, world=world
             )
-            figures[split] = world.first_says(partial(dev_figures, task, scores[split], inputs.examples))
+            figures[split] = world.first_decides(partial(dev_figures, task, scores[split], inputs.examples))
             finite = finite and None not in figures[split].values()
             logbook.log(progress.step, split, {**figures[split], "epoch": progress.epoch})
         self.last = {"epoch": progress.epoch, "dev": figures}
@@ -257,7 +257,7 @@ class Epochs:
         self.tuner.restore(checkpoint)
         self.best, self.last = checkpoint.state["best"], checkpoint.state["last"]
         self.best_scores = {split: values.numpy() for split, values in checkpoint.tensors["scores"].items()}
-        self.setup.world.first_says(self.restore_model)
+        self.setup.world.first_decides(self.restore_model)
 
     def restore_model(self) -> None:
         """Saves the model of the checkpoint if its epoch is the best, which a killed process may not have done."""

@@ -38,7 +38,7 @@ def finetune_tasks(requested: FinetuneOptions) -> int:
     with join(requested.machine.timeout) as world:
         if names is None:
             return finetune(requested, world)
-        begun = world.first_says(lambda: begin(requested, names))
+        begun = world.first_decides(lambda: begin(requested, names))
         parts = [from_dict(FinetuneOptions, part, "the options of a task") for part in begun]
         for number, options in enumerate(parts, 1):
             echo(f"task {number} of {len(parts)}: {options.task}")

@@ -149,7 +149,7 @@ def steps_in(setup: PretrainSetup, seconds: float) -> int:
     begin, shared = time.perf_counter(), shared_with(setup.world)
     objective = setup.objective()
     built = shared(time.perf_counter() - begin)
-    writing = setup.world.first_says(
+    writing = setup.world.first_decides(
         lambda: writing_seconds(existing(setup.options.out or "runs"), checkpoint_size(objective))
     )
     window = timing_window(seconds)
@@ -222,7 +222,7 @@ def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, pl
 
 def shared_with(world: World) -> Callable[[float], float]:
     """Function that maps a number to that of the first rank."""
-    return lambda number: world.first_says(lambda: number)
+    return lambda number: world.first_decides(lambda: number)
 
 
 def checkpoint_size(objective: nn.Module) -> int:

@@ -110,7 +110,7 @@ def build_trainer(
 
     def export(progress: Progress) -> None:
         whole = whole_on_first(setup, objective)
-        world.first_says(lambda: export_words(setup, whole, run, progress, exports[progress.step]))
+        world.first_decides(lambda: export_words(setup, whole, run, progress, exports[progress.step]))
 
     trainer = Trainer(
         updater=updater,

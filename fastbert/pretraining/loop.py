@@ -312,7 +312,7 @@ class Trainer:
         paused = time.perf_counter()
         self.progress.seconds = paused - self._origin
         tensors = self.world.full_on_first(self._tensors())
-        self.world.first_says(lambda: self._write_checkpoint(tensors))
+        self.world.first_decides(lambda: self._write_checkpoint(tensors))
         self._clock += time.perf_counter() - paused
 
     def _write_checkpoint(self, tensors: dict[str, dict[str, Tensor]]) -> None:

@@ -49,13 +49,13 @@ def pretrain(given: PretrainOptions, name: str) -> int:
             check_one_process(given)
         elif given.dry_run:
             raise UserError("--dry-run measures one process; start it without torchrun")
-        if world.first_says(lambda: given.resume or continues(given, world)):
+        if world.first_decides(lambda: given.resume or continues(given, world)):
             return resume(given, world)
         return start_run(given, name, world)
 
 
 def check_one_process(given: PretrainOptions) -> None:
-    """Refuses options that need several processes; says how to use all GPUs if there are several."""
+    """Refuses options that need several processes; prints how to use all GPUs if there are several."""
     if given.machine.shard != "none":
         raise UserError(
             "--machine.shard divides the weights between several processes; start them with torchrun or --launch ray, "
@@ -86,7 +86,7 @@ def start_run(given: PretrainOptions, name: str, world: World) -> int:
         check_steps(given)
         return str(run.path)
 
-    run = RunFolder(Path(world.first_says(new_path)))
+    run = RunFolder(Path(world.first_decides(new_path)))
     options = replace(given, **SINGLE_CALL_OPTIONS, out=str(run.path))
     setup = world.first_before_others(lambda: prepare_setup(options, verify_data=given.verify_data, world=world))
     connect(setup)
@@ -106,7 +106,7 @@ def connect(setup: PretrainSetup) -> None:
         UserError: the data of this rank differs from that of the first one.
     """
     fingerprint = data_fingerprint(setup.dataset)
-    if fingerprint != setup.world.first_says(lambda: fingerprint):
+    if fingerprint != setup.world.first_decides(lambda: fingerprint):
         raise UserError(
             f"the data in {setup.dataset.folder} differs from that of the first process; prepare it once, in a folder "
             "common to all machines"
@@ -119,7 +119,7 @@ def resume(given: PretrainOptions, world: World) -> int:
     other files are compared with it."""
     setup, run, manifest = world.first_before_others(lambda: resumed_setup(given, world))
     connect(setup)
-    manifest = world.first_says(lambda: manifest)
+    manifest = world.first_decides(lambda: manifest)
     if given.dry_run:
         return show_dry_run(setup, run, manifest, resumed=True)
     return train(setup, run, manifest, resumed=True, profile=given.profile)

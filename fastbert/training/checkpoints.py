@@ -230,7 +230,7 @@ def on_all_ranks(world: World, checkpoint: Checkpoint | None) -> Checkpoint | No
     """The checkpoint that the first rank has read."""
     if world.size == 1:
         return checkpoint
-    found = world.first_says(
+    found = world.first_decides(
         lambda: checkpoint and {name: getattr(checkpoint, name) for name in ("step", "state", "metric")}
     )
     path = Path() if checkpoint is None else checkpoint.path

@@ -6,7 +6,7 @@ batch. This is the only module that imports torch.distributed.
             of a block when it is computed
 
 The ranks meet at the store of their launcher. The first one decides and writes files, and the others wait for its words
-(`first_says`). The process group for tensors, NCCL on GPUs and Gloo on CPUs, starts only once the data is prepared.
+(`first_decides`). The process group for tensors, NCCL on GPUs and Gloo on CPUs, starts only once the data is prepared.
 
 If a rank fails, the others notice that its connection is closed, and end with its exit code, which it has left in the
 store. If there is none, it was killed, and one of them reports that.
@@ -132,12 +132,12 @@ def _launcher_store(timeout: float) -> tuple[dist.Store, int, int]:
 
 @dataclass(eq=False)
 class Ranks(World):
-    """This process as one of several."""
+    """One of several processes."""
 
     store: dist.Store | None = None
     timeout: float = 600.0
-    said: Iterator[int] = field(default_factory=itertools.count)
-    """Numbers of the words of the first rank."""
+    messages: Iterator[int] = field(default_factory=itertools.count)
+    """Numbers of the messages of the first rank."""
     device: torch.device | None = None
     """Set by `connect`."""
     own_group: bool = False
@@ -148,7 +148,7 @@ class Ranks(World):
 
     # --- the store
 
-    def first_says(self, function: Callable[[], Any]) -> Any:
+    def first_decides(self, function: Callable[[], Any]) -> Any:
         word = json_text(function()) if self.first else ""
         return parse_json(self._word(word), "the word of the first process")
 
@@ -156,7 +156,7 @@ class Ranks(World):
         """The `word` of the first rank, from the store. Once the ranks are connected it is sent by Gloo, because the
         store does not notice that the first process was killed."""
         if self.device is None:
-            key = f"said/{next(self.said)}"
+            key = f"messages/{next(self.messages)}"
             if self.first:
                 self.store.set(key, word)
             else:
@@ -172,9 +172,9 @@ class Ranks(World):
     def first_before_others(self, function: Callable[[], Result]) -> Result:
         if self.first:
             result = function()
-            self.first_says(lambda: None)
+            self.first_decides(lambda: None)
             return result
-        self.first_says(lambda: None)
+        self.first_decides(lambda: None)
         return function()
 
     def _wait(self, arrived: Callable[[], bool], timeout: float = math.inf) -> None:
@@ -281,7 +281,7 @@ class Ranks(World):
         return whole
 
     def from_first(self, tensors: dict[str, dict[str, Tensor]] | None) -> dict[str, dict[str, Tensor]]:
-        described = self.first_says(
+        described = self.first_decides(
             lambda: {
                 group: [
                     [name, str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in named.items()
@@ -351,7 +351,7 @@ class Ranks(World):
 
 
 def is_lost(error: BaseException) -> bool:
-    """Returns whether an error says that a connection between the ranks has ended or timed out."""
+    """Returns whether an error means that a connection between the ranks has ended or timed out."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)
     )

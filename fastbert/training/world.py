@@ -67,7 +67,7 @@ class World:
         """Concatenates tensors of equal shape along dimension 0, in the order of the ranks."""
         return part
 
-    def first_says(self, function: Callable[[], Any]) -> Any:
+    def first_decides(self, function: Callable[[], Any]) -> Any:
         """Result of `function` on the first rank, a value for JSON; the other ranks wait for it."""
         return function()
 

@@ -117,7 +117,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_continued_run_has_equal_bits(ber
 
 def test_other_data_than_that_of_the_first_rank_is_refused(monkeypatch) -> None:
     check_same_on_all_ranks({"data": "1"}, ONE_PROCESS)
-    monkeypatch.setattr(World, "first_says", lambda world, function: function() | {"data": "2"})
+    monkeypatch.setattr(World, "first_decides", lambda world, function: function() | {"data": "2"})
     with pytest.raises(UserError, match="differs from that of the first process: data: '2' -> '1'"):
         check_same_on_all_ranks({"data": "1", "labels": ["a"]}, World(1, 2))
 

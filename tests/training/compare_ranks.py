@@ -77,7 +77,7 @@ def compare(cases: dict[str, dict[str, Any]], results: str) -> None:
     with start(60.0) as world:
         for name, case in cases.items():
             setup = prepare_setup(from_dict(PretrainOptions, case["options"], name))
-            shared = {"timeout": 60.0, "store": world.store, "said": world.said}
+            shared = {"timeout": 60.0, "store": world.store, "messages": world.messages}
             kind = CONTROLS.get(case["control"], Ranks)
             ranks = kind(world.rank, world.size, world.local_rank, case["shard"], **shared)
             ranks.connect(setup.device)

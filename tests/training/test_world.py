@@ -59,6 +59,6 @@ def test_restarted_ranks_do_not_read_the_words_of_those_before(monkeypatch) -> N
 
     for restarts, word in (("0", "old"), ("1", "new")):
         first, second = ranks(restarts)
-        assert not second.store.check(["said/0"])
-        assert first.first_says(lambda word=word: word) == word
-        assert second.first_says(lambda: "not asked") == word
+        assert not second.store.check(["messages/0"])
+        assert first.first_decides(lambda word=word: word) == word
+        assert second.first_decides(lambda: "not asked") == word
