@@ -18,9 +18,9 @@ SHARDS = {False: "DDP", True: "FSDP2"}
 def case(
     shard: bool, optimizer: str = "adamw", double: bool = True, rate: float = 0.01, control: str = "", **options: Any
 ) -> dict[str, Any]:
-    """Six steps of 16 rows in micro-batches of three."""
+    """Six steps of 16 rows in micro-batches of five."""
     sizes = {"layers": 2, "width": 16, "heads": 2, "length": 32, "batch_size": 16, "steps": 6, "eval_sequences": 7}
-    machine = {"micro_batch_size": 3, "precision": "fp32"}
+    machine = {"micro_batch_size": 5, "precision": "fp32"}
     given = {"name": optimizer, "clip_norm": 0.5}
     options = sizes | {"dropout": 0.2, "machine": machine, "optimizer": given} | options
     found = {"shard": shard, "optimizer": optimizer, "double": double, "rate": rate, "control": control}
@@ -33,10 +33,11 @@ MATRIX = {
     )
     for objective, optimizer, notes, shard in itertools.product(OBJECTIVES, ("adamw", "muon"), (False, True), SHARDS)
 }
-OF_THREE = MATRIX | {
+OF_THREE = {
     f"{name}, {SHARDS[shard]}": case(shard, **options)
     for (name, options), shard in itertools.product(
         {
+            "muon": {"optimizer": "muon"},
             "lengths": {"first_length": 16, "first_fraction": 0.5},
             "documents": {"document_mask": True, **NOTES},
             "whole words": {"mlm": {"whole_word": True}},
@@ -72,21 +73,26 @@ def distances(cases: dict[str, dict[str, Any]], size: int, prepared: Path, folde
 @pytest.fixture(scope="module")
 def found(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     folder = tmp_path_factory.mktemp("ranks")
-    of_three = distances(OF_THREE | SINGLE | WRONG, 3, prepared, folder / "three")
-    return of_three | distances(OF_FOUR, 4, prepared, folder / "four")
+    launches = {2: MATRIX | SINGLE, 3: OF_THREE | WRONG, 4: OF_FOUR}
+    return {
+        name: distance
+        for size, cases in launches.items()
+        for name, distance in distances(cases, size, prepared, folder / str(size)).items()
+    }
 
 
 def test_ranks_are_one_process(found: dict[str, list]) -> None:
     """In float64, to rounding."""
-    far = {name: found[name] for name in OF_THREE | OF_FOUR if not found[name][0] < 1e-12}
+    far = {name: found[name] for name in MATRIX | OF_THREE | OF_FOUR if not found[name][0] < 1e-12}
     assert not far
 
 
 def test_in_single_precision(found: dict[str, list]) -> None:
-    """AdamW to rounding. Muon's Newton-Schulz iteration is in bfloat16, whose rounding is 0.004: a gradient that was
-    summed in another order is rounded to other values there."""
+    """AdamW to rounding. Muon's Newton-Schulz iteration is in bfloat16 on machines that have it, whose rounding is
+    0.004: a gradient that was summed in another order is rounded to other values there. (With the iteration in fp32
+    the distance is 2e-6 instead of 0.003.)"""
     assert {found[f"fp32, adamw, {shard}"][0] < 1e-5 for shard in SHARDS.values()} == {True}
-    assert {found[f"fp32, muon, {shard}"][0] < 0.02 for shard in SHARDS.values()} == {True}
+    assert {found[f"fp32, muon, {shard}"][0] < 0.01 for shard in SHARDS.values()} == {True}
 
 
 def test_wrong_sums_are_seen(found: dict[str, list]) -> None:

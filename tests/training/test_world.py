@@ -1,5 +1,7 @@
 """The rows and micro-batches of each rank, and the words of the first rank."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -51,14 +53,14 @@ def test_restarted_ranks_do_not_read_the_words_of_those_before(monkeypatch) -> N
 
     def ranks(restarts: str) -> list[World]:
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
-        found = []
-        for rank in (0, 1):
-            monkeypatch.setattr(parallel.dist, "rendezvous", lambda *_, rank=rank, **__: iter([(store, rank, 2)]))
-            found.append(parallel.start(10.0))
-        return found
+        left = [1, 0]
+        monkeypatch.setattr(parallel.dist, "rendezvous", lambda *_, **__: iter([(store, left.pop(), 2)]))
+        with ThreadPoolExecutor(2) as pool:
+            found = pool.map(parallel.start, (10.0, 10.0))
+            return sorted(found, key=lambda world: world.rank)
 
     for restarts, word in (("0", "old"), ("1", "new")):
         first, second = ranks(restarts)
-        assert not second.store.check(["messages/0"])
+        assert first.restarted is (restarts == "1") and not second.store.check(["messages/0"])
         assert first.first_decides(lambda word=word: word) == word
         assert second.first_decides(lambda: "not asked") == word
