@@ -18,10 +18,7 @@ _ACCUMULATION = (
     "forward pass)"
 )
 _JOBS = "fastbert pretrain and finetune train; evaluate and predict use the result"
-_PROCESSES = (
-    "a process trains on one GPU; for several: torchrun --nproc-per-node N -m fastbert ..., for FSDP2 with "
-    "--machine.shard blocks"
-)
+_PROCESSES = "each process trains on one GPU, and torchrun or Ray starts several: docs/gpus.md"
 _METRICS = "metrics are written to metrics.jsonl and as TensorBoard events, below --out"
 
 NAMES: dict[str, tuple[str, ...]] = {

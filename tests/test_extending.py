@@ -201,7 +201,7 @@ class Toy(MLM):
     {method}
 
 
-def descent(groups, options, device):
+def descent(groups, options, device, world):
     return torch.optim.SGD(groups, lr=0.1)
 """
 METRICS = "def metrics(self, measured): return "
