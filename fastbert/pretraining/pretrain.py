@@ -112,8 +112,8 @@ def connect(setup: PretrainSetup) -> None:
         )
     if setup.options.batch_size < setup.world.size:
         warn(
-            f"a batch of {setup.options.batch_size} is divided between {setup.world.size} processes, so some have "
-            "nothing to compute; give a larger --batch-size or start fewer processes"
+            f"a batch of {setup.options.batch_size} is divided between {setup.world.size} processes, which leaves "
+            "processes idle; give a larger --batch-size, or start fewer processes"
         )
     setup.world.connect(setup.device)
 
