@@ -14,7 +14,7 @@ STAND_INS = {
     "srun": 'for option in "${@:1:3}"; do [[ $option == .venv/* ]] && exit 9; done; exec "${@:4}"',
     "torchrun": 'printf "%q " "$@" > started; eval "$TRAINING"',
 }
-SAVES = "mkdir -p {run}/checkpoints/step-00000100; touch {run}/config.yaml; "
+SAVES = "mkdir -p {run}/checkpoints/step-00000100; touch {run}/manifest.json; "
 FINISHES = SAVES + "mkdir {run}/report; touch {run}/report/summary.json; "
 
 
