@@ -272,6 +272,8 @@ def run_command(arguments: list[str]) -> int:
     """Runs the job in `arguments` and returns the exit code; prints user errors and raises internal ones."""
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
+    if not first_of_machine() and (not arguments or {"-h", "--help"} & set(arguments)):
+        return 0 if arguments else 2  # the first process prints the help
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(usage())
@@ -301,7 +303,7 @@ def run_command(arguments: list[str]) -> int:
 
 def first_of_machine() -> bool:
     """Returns False for all but one process of torchrun on a machine. They find the same user errors in their options,
-    and print the same warnings."""
+    and print the same warnings and help."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 

@@ -18,7 +18,8 @@ _ACCUMULATION = (
     "forward pass)"
 )
 _JOBS = "fastbert pretrain and finetune train; evaluate and predict use the result"
-_PROCESSES = "each process trains on one GPU, and torchrun or Ray starts several: docs/gpus.md"
+_PROCESSES = "pretrain and finetune use several GPUs under torchrun (docs/gpus.md)"
+_SHARDED = "several processes under torchrun divide the weights with --machine.shard blocks (FSDP2; docs/gpus.md)"
 _METRICS = "metrics are written to metrics.jsonl and as TensorBoard events, below --out"
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -82,7 +83,8 @@ REMARKS: dict[str, str] = {
     **dict.fromkeys(("epochs", "num-train-epochs", "num-epochs", "max-epochs", "n-epochs"), _BUDGET),
     **dict.fromkeys(("gradient-accumulation-steps", "grad-accum", "grad-accum-steps"), _ACCUMULATION),
     **dict.fromkeys(("gpus", "num-gpus", "n-gpu", "n-gpus", "devices", "ngpus", "world-size"), _PROCESSES),
-    **dict.fromkeys(("local-rank", "deepspeed", "fsdp", "ddp", "nproc-per-node", "num-processes"), _PROCESSES),
+    **dict.fromkeys(("local-rank", "ddp", "nproc-per-node", "num-processes"), _PROCESSES),
+    **dict.fromkeys(("deepspeed", "fsdp"), _SHARDED),
     **dict.fromkeys(("do-train", "do-eval", "do-predict"), _JOBS),
     **dict.fromkeys(("report-to", "wandb", "logging-dir", "wandb-project"), _METRICS),
     **dict.fromkeys(

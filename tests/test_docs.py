@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastbert.cli import OPTIONS, main
 from fastbert.flags import parse
+from fastbert.named_configs import config_path
 from fastbert.pretraining import dry_run
 from tests.finetuning.conftest import make_glue
 from tests.finetuning.conftest import sentence as one_sentence
@@ -89,7 +90,26 @@ def toy(arguments: list[str]) -> list[str]:
     return [job, *rest, *(word for flag, value in chosen.items() for word in (flag, value))]
 
 
+def check_of_several(words: list[str]) -> None:
+    """Checks the options of a command that trains in several processes. tests/training and tests/test_slurm.py start
+    such commands."""
+    if words[0] == "sbatch":
+        assert (ROOT / words[1]).is_file()
+        job, arguments = "pretrain", words[2:]
+    else:
+        job, *arguments = words[words.index("fastbert") + 1 :]
+    arguments = [word for word in arguments if word != "..."]
+    if arguments and not arguments[0].startswith("-"):
+        assert Path(config_path(job, arguments.pop(0))).is_file()
+    if "--resume" in arguments:
+        arguments.insert(arguments.index("--resume") + 1, "--out")
+    parse(OPTIONS[job], arguments, job)
+
+
 def run_command(words: list[str]) -> None:
+    if words[0] in ("torchrun", "sbatch") or "--launch" in words:
+        check_of_several(words)
+        return
     if words[0] == "./run_pretrain.sh":
         words = ["fastbert", "pretrain", "tiny", *words[1:]]
     if words[0] != "fastbert":

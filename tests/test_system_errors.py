@@ -265,6 +265,21 @@ def test_several_processes_are_refused(
     refuse_several_processes(TORCHRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "pretrain")
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["pretrain", "--help"], ["help", "finetune"]])
+def test_one_of_several_processes_prints_the_help(arguments: list[str], monkeypatch, capsys) -> None:
+    texts = {}
+    for rank in ("0", "1"):
+        for name, value in (TORCHRUN | {"RANK": rank, "LOCAL_RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        try:
+            code = cli.main(arguments)
+        except SystemExit as ended:
+            code = ended.code
+        assert code == (0 if arguments else 2)
+        texts[rank] = capsys.readouterr().out
+    assert "usage: fastbert" in texts["0"] and not texts["1"]
+
+
 def test_old_packages_are_refused(monkeypatch, capsys) -> None:
     check_requirements()
     required = (ROOT / "setup.py").read_text()

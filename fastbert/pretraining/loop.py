@@ -6,7 +6,7 @@ not finite is skipped on the device. Everything random is a function of the step
 repeats the uninterrupted one bit for bit.
 """
 
-import shlex
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +26,7 @@ from fastbert.training.divergence import guard
 from fastbert.training.finite import NotFiniteError, all_finite, require_finite
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.lagged import LaggedScalars
+from fastbert.training.launch import resume_command
 from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.options import ScheduleOptions
@@ -351,11 +352,11 @@ class Trainer:
         """Advice after a divergence."""
         if self.checkpointer is None:
             return ""
-        newest, run = self.checkpointer.newest_whole(), shlex.quote(str(self.checkpointer.folder.parent))
+        newest, run = self.checkpointer.newest_whole(), str(self.checkpointer.folder.parent)
         if newest is None:
             return f"; there is no checkpoint before it. Start a new run with {REMEDIES}"
         return (
-            f"; the newest finite checkpoint is {newest}; continue from it with: fastbert pretrain --resume {run}. If "
+            f"; the newest finite checkpoint is {newest}; continue from it with: {resume_command(os.environ, run)}. If "
             "training stops there again, delete that checkpoint to resume from the one before, or start a new run with "
             f"{REMEDIES}"
         )

@@ -1,7 +1,6 @@
 """`fastbert pretrain`: from options to a run folder with a trained encoder, its curves and its export."""
 
 import os
-import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +27,10 @@ from fastbert.pretraining.run import (
     stored_options,
 )
 from fastbert.pretraining.setup import PretrainSetup, data_fingerprint, prepare_setup
-from fastbert.streams import echo
+from fastbert.streams import echo, warn
 from fastbert.training.checkpoints import read_newest
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.launch import join, restarts
+from fastbert.training.launch import join, restarts, resume_command
 from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.world import World
 
@@ -111,6 +110,11 @@ def connect(setup: PretrainSetup) -> None:
             f"the data in {setup.dataset.folder} differs from that of the first process; prepare it once, in a folder "
             "common to all machines"
         )
+    if setup.options.batch_size < setup.world.size:
+        warn(
+            f"a batch of {setup.options.batch_size} is divided between {setup.world.size} processes, which leaves "
+            "processes idle; give a larger --batch-size, or start fewer processes"
+        )
     setup.world.connect(setup.device)
 
 
@@ -184,7 +188,7 @@ def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resume
         if trainer.progress.step < trainer.steps:
             echo(
                 f"stopped at step {trainer.progress.step} of {trainer.steps}; "
-                f"resume with: fastbert pretrain --resume {shlex.quote(str(run.path))}"
+                f"resume with: {resume_command(os.environ, str(run.path))}"
             )
             return interrupts.exit_code
         whole = whole_on_first(setup, trainer.objective)

@@ -2,6 +2,7 @@
 several is imported, which takes a second."""
 
 import os
+import shlex
 from collections.abc import Mapping
 
 from fastbert.training.world import ONE_PROCESS, World
@@ -21,6 +22,16 @@ def restarted(environment: Mapping[str, str]) -> bool:
 def restarts(environment: Mapping[str, str]) -> bool:
     """Returns whether torchrun restarts the processes after a failure."""
     return launched(environment) > 1 and environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def resume_command(environment: Mapping[str, str], run: str) -> str:
+    """Command that resumes a run in the same number of processes, for a message."""
+    resume = f"pretrain --resume {shlex.quote(run)}"
+    if launched(environment) == 1:
+        return f"fastbert {resume}"
+    if "TORCHELASTIC_USE_AGENT_STORE" in environment:
+        return f"torchrun ... -m fastbert {resume}"
+    return f"fastbert {resume} --launch ray --processes {launched(environment)}"
 
 
 def join(timeout: float, shard: str = "none") -> World:

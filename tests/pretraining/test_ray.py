@@ -103,7 +103,8 @@ def test_a_killed_worker_and_a_stopped_command(options, ray_flags, tmp_path, cap
     assert killed and "a process was killed or has failed; all are started again (1 of 3 times)" in lines
     assert [line for line in lines if line.startswith(f"resuming {run} at step ")]
     stopped = [line for line in lines if line.startswith("stopped at step ")]
-    assert len(stopped) == 1 and stopped[0].endswith(f"resume with: fastbert pretrain --resume {run}")
+    resume = f"resume with: fastbert pretrain --resume {run} --launch ray --processes 2"
+    assert len(stopped) == 1 and stopped[0].endswith(resume)
     assert "2 x cpu, sharded" in error and "Traceback" not in error and not out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     stored = load_yaml(PretrainOptions, run / "config.yaml")

@@ -82,7 +82,7 @@ CASES = [
     ("pretrain earlier.yaml", "notes: unknown option 'weight'; did you mean mix?"),
     ("ablate earlier-ablation.yaml", "base: unknown option 'batch_start'; did you mean initial_batch_size?"),
     (f"pretrain {RUN} --num_train_epochs 3", "--num-train-epochs; the budget is --steps, --tokens or --minutes; see"),
-    (f"pretrain {RUN} --gpus 2", "--gpus; each process trains on one GPU, and torchrun or Ray starts several"),
+    (f"pretrain {RUN} --gpus 2", "--gpus; pretrain and finetune use several GPUs under torchrun"),
     (f"pretrain {RUN} --overwrite_output_dir", "nothing is overwritten: remove it or choose another --out; see"),
     ("finetune --num_train_epochs 3", "--num-train-epochs; did you mean --epochs?"),
     ("finetune --train_file a.csv", "did you mean --custom.train?"),

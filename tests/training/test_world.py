@@ -1,6 +1,7 @@
 """The rows and micro-batches of each rank, and the words of the first rank."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from fastbert import streams
 from fastbert.data.batches import InMemory, PackedRows, validation_batches
+from fastbert.pretraining.pretrain import connect
 from fastbert.training import parallel
+from fastbert.training.launch import resume_command
 from fastbert.training.world import ONE_PROCESS, World
 
 
@@ -44,6 +47,22 @@ def test_ranks_divide_the_rows_of_a_validation() -> None:
 
     assert read(7, 2) == [[([0, 4], True), ([8], True)], [([12, 16], True), ([20, 24], True)]]
     assert read(2, 3) == [[([0], False)], [([0], True)], [([14], True)]]
+
+
+def test_command_that_resumes_in_as_many_processes() -> None:
+    several = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    assert resume_command({}, "runs/x") == "fastbert pretrain --resume runs/x"
+    assert resume_command(several, "runs/x") == "fastbert pretrain --resume runs/x --launch ray --processes 4"
+    torchrun = several | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert resume_command(torchrun, "a run") == "torchrun ... -m fastbert pretrain --resume 'a run'"
+
+
+def test_a_batch_of_fewer_rows_than_processes_warns(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("fastbert.pretraining.pretrain.data_fingerprint", lambda dataset: "")
+    for rows in (3, 4):
+        connect(SimpleNamespace(dataset=None, device=None, world=World(0, 4), options=SimpleNamespace(batch_size=rows)))
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 and "a batch of 3 is divided between 4 processes" in warnings[0]
 
 
 def test_restarted_ranks_do_not_read_the_words_of_those_before(monkeypatch) -> None:
