@@ -365,14 +365,16 @@ class Encoder(nn.Module):
         return x if edit_words is None else edit_words(x)
 
 
-def raise_program_limit() -> None:
-    """Allows torch.compile PROGRAMS programs of a block. Beyond its default limit, 8, it runs further shapes eagerly,
-    with a single warning."""
+def configure_compilation() -> None:
+    """Allows torch.compile PROGRAMS programs of a block (beyond its default limit, 8, it runs further shapes eagerly,
+    with a single warning), and one program for a block under DistributedDataParallel, where by default it cuts a whole
+    network into programs of about 25 MB of weights; the backward passes of the blocks are separate anyway."""
     import torch._dynamo  # takes a second, and only compiled runs need it
 
     settings = torch._dynamo.config
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(settings, name, max(getattr(settings, name), PROGRAMS))
+    settings.optimize_ddp = False
 
 
 def blocks_of(module: nn.Module) -> list[nn.ModuleList]:
@@ -388,7 +390,7 @@ def set_execution(module: nn.Module, compiled: bool, checkpointing: bool) -> Non
         if isinstance(encoder, Encoder):
             encoder.compiled, encoder.checkpointing = compiled, checkpointing
             if compiled:
-                raise_program_limit()
+                configure_compilation()
                 for block in encoder.blocks:
                     block.compile()
 

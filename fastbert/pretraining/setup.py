@@ -122,19 +122,19 @@ def prepare_setup(
     if options.machine.apex:
         check_apex(options.optimizer.name, device)
     setup_machine(options.machine, device)
-    check_networks(options, device)
+    check_networks(options, device, world)
     pretrained = None
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
         options = replace(options, encoder=options.encoder.like(pretrained.config))
         check_positions(options, pretrained.config)
-        check_networks(options, device)
+        check_networks(options, device, world)
     folder = data_folder(options, tokenizer_to_prepare(options, pretrained))
     dataset = open_dataset(folder, options.verify_data if verify_data is None else verify_data)
     vocabulary = dataset.wordpiece
     if config is None:
         config = options.encoder.resolve(dataset.vocab_size, options.length)
-        check_memory(options, [config], device)
+        check_memory(options, [config], device, world)
         if pretrained is not None:
             config = initial_config(options, config, pretrained.config)
             check_tokenizer(pretrained, vocabulary, str(folder))
@@ -168,22 +168,26 @@ def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None
     return options.tokenizer
 
 
-def check_networks(options: PretrainOptions, device: torch.device) -> None:
+def check_networks(options: PretrainOptions, device: torch.device, world: World = ONE_PROCESS) -> None:
     """Raises a UserError, before the data is prepared, for networks that are invalid or too large for `device`."""
     config = options.encoder.resolve(vocab_size=1, length=options.length)
     check_exportable(config.scaled(min(config.width, 64)))  # builds the position encoding
-    check_memory(options, options.of_objective.networks(config), device)
+    check_memory(options, options.of_objective.networks(config), device, world)
 
 
-def check_memory(options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device) -> None:
-    """Compares a lower bound of the memory for training the networks `configs` with that of `device`.
+def check_memory(
+    options: PretrainOptions, configs: Sequence[EncoderConfig], device: torch.device, world: World = ONE_PROCESS
+) -> None:
+    """Compares a lower bound of the memory for training the networks `configs` with that of `device`, for one rank.
 
     Raises:
         UserError: it does not fit.
     """
     parameters = sum(map(encoder_parameters, configs))
-    rows = min(options.micro_batch_size, options.batch_size)
+    rows = min(options.micro_batch_size, -(-options.batch_size // world.size))
     needed = 16 * parameters  # weights, gradients and two moments in float32 (muon has one)
+    if world.sharded:
+        needed //= world.size
     needed += 4 * rows * options.length * options.encoder.resolve(1, options.length).width
     if needed > (available := memory(device)[1]):
         raise UserError(

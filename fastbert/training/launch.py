@@ -14,11 +14,6 @@ def launched(environment: Mapping[str, str]) -> int:
     return int(environment["WORLD_SIZE"]) if all(name in environment for name in names) else 1
 
 
-def restarted(environment: Mapping[str, str]) -> bool:
-    """Returns whether torchrun has restarted the processes after a failure."""
-    return environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
 def restarts(environment: Mapping[str, str]) -> bool:
     """Returns whether torchrun restarts the processes after a failure."""
     return launched(environment) > 1 and environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"

@@ -90,8 +90,9 @@ def restore_optimizer(
                 raise UserError(f"{where} is damaged: {key} is {brief(saved[key])}, where this optimizer has {value}")
             elif isinstance(value, Tensor):
                 saved[key] = saved[key].to(value.device)
-    exact = {index: dict(values) for index, values in state["state"].items()}
-    optimizer.load_state_dict(state)
+    exact = state["state"]
+    # load_state_dict would copy whole moments to the device, even those of sharded weights.
+    optimizer.load_state_dict({**state, "state": _without_elements(exact)})
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
@@ -99,12 +100,20 @@ def restore_optimizer(
             # load_state_dict has chosen the device, but rounds to the parameter's dtype; and fused kernels read weights
             # and moments in memory order, so both must have the same strides.
             moment = exact[index][key]
-            if value.shape == parameter.shape:
+            if moment.shape == parameter.shape:
                 restored = torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False)
                 moment = like(moment, parameter)
             else:
-                restored = torch.empty_like(value, dtype=moment.dtype)
+                restored = torch.empty(moment.shape, dtype=moment.dtype, device=value.device)
             optimizer.state[parameter][key] = restored.copy_(moment)
+
+
+def _without_elements(state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The state of the parameters with an empty tensor for each tensor."""
+    return {
+        index: {key: value.new_empty(0) if isinstance(value, Tensor) else value for key, value in values.items()}
+        for index, values in state.items()
+    }
 
 
 _MOMENTS = {name: ("exp_avg", "exp_avg_sq") for name in ("AdamW", "FusedAdam", "Lamb")}

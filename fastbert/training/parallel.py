@@ -39,7 +39,6 @@ from fastbert.records import json_text, parse_json
 from fastbert.streams import echo, mute
 from fastbert.system_errors import user_error
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.launch import restarted
 from fastbert.training.world import World
 
 Result = TypeVar("Result")
@@ -82,7 +81,7 @@ def start(timeout: float, shard: str = "none") -> World:
     shared = dist.PrefixStore("fastbert", store)
     own = dist.PrefixStore(_meet(shared, rank, size, max(READY, timeout)), shared)
     # A machine whose processes have not failed does not count the restart.
-    again = rank == 0 and own.add(RESTARTED, restarted(os.environ)) > 0
+    again = rank == 0 and own.add(RESTARTED, _restarted()) > 0
     return Ranks(rank, size, local_rank, shard != "none", again, own, timeout)
 
 
@@ -98,7 +97,7 @@ def _meet(store: dist.Store, rank: int, size: int, timeout: float) -> str:
     while time.monotonic() < until:
         if rank > 0 and store.check([f"welcome/{own}"]):
             name = store.get(f"welcome/{own}").decode()
-            store.add(f"{name}/{RESTARTED}", restarted(os.environ))
+            store.add(f"{name}/{RESTARTED}", _restarted())
             store.add(f"met/{name}", 1)
             return name
         if rank == 0:
@@ -112,6 +111,11 @@ def _meet(store: dist.Store, rank: int, size: int, timeout: float) -> str:
         f"not all {size} processes have started after {timeout:g} s; start all of them with torchrun, or set a longer "
         "--machine.timeout"
     )
+
+
+def _restarted() -> bool:
+    """Returns whether torchrun has restarted the processes of this machine after a failure."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _launcher_store(timeout: float) -> tuple[dist.Store, int, int]:

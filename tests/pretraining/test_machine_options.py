@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fastbert.data.stages import StageOptions, all_shapes
@@ -16,10 +17,12 @@ from fastbert.model.options import EncoderOptions
 from fastbert.pretraining.build import build_trainer
 from fastbert.pretraining.options import PretrainMachineOptions, PretrainOptions
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import prepare_setup
+from fastbert.pretraining.setup import check_networks, prepare_setup
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import read_metrics
 from fastbert.training.options import OptimizerOptions
+from fastbert.training.parallel import Ranks
+from fastbert.training.world import World
 
 REFERENCE = PretrainMachineOptions(device="cpu", precision="fp32", kernels="reference", compile="off", threads=1)
 VARIANTS = {
@@ -117,6 +120,29 @@ def test_blocks_are_one_program(prepared: Path, tmp_path: Path) -> None:
     assert len(programs) == 1
 
 
+def test_a_block_on_several_processes_is_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise torch cuts it after 1 MB of weights, the size of the first message of their gradients."""
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._dynamo.config.optimize_ddp", True)  # torch's default, restored after the test
+    encoder = Encoder(EncoderOptions(layers=1, width=320, heads=2).resolve(50, 8), "reference").train()
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend=backend))
+        set_execution(encoder, compiled=True, checkpointing=False)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        network = Ranks().distributed(encoder, torch.device("cpu"))
+        network(torch.ones(2, 8, dtype=torch.long), row_keys=torch.arange(2, dtype=torch.int32)).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert len(programs) == 1
+
+
 def test_all_shapes_of_a_run_are_compiled() -> None:
     """All shapes that a run with stages has, trained on and validated: two lengths, batches that grow, what is left for
     the last micro-batch. Every call of a block is a call of one of its programs, whose number is known."""
@@ -159,6 +185,17 @@ def test_checkpointing_stores_less_and_gives_the_same_bits() -> None:
     assert saved[1] < saved[0] / 3
     for a, b in zip(*gradients, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_an_encoder_that_fits_if_it_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """81 million parameters take 1291 MB, 108 MB on each of 12 GPUs and 129 MB on each of 10."""
+    monkeypatch.setattr("fastbert.pretraining.setup.memory", lambda device: (0, 120 * 10**6))
+    options, device = PretrainOptions(encoder=EncoderOptions(layers=1, width=2400, heads=2)), torch.device("cpu")
+    options = replace(options, batch_size=12, length=8)
+    check_networks(options, device, World(0, 12, sharded=True))
+    for world in (World(0, 12), World(0, 10, sharded=True), World()):
+        with pytest.raises(UserError, match="takes more than"):
+            check_networks(options, device, world)
 
 
 def test_wrong_value() -> None:

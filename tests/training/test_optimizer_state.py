@@ -77,6 +77,21 @@ def test_restored_moments_keep_dtype_and_strides():
     assert optimizer.state[weight]["exp_avg"].stride() == weight.stride() == (1, 4)
 
 
+def test_restoring_copies_no_whole_moments_to_the_device():
+    """A sharded encoder may be larger than the device: its moments are copied one by one."""
+    module = network(0)
+    optimizer = MAKERS["fused adamw"](module)
+    train(module, optimizer, 1)
+    again, sizes = MAKERS["fused adamw"](module), []
+
+    def record(loaded):
+        sizes.extend(value.numel() for state in loaded.state.values() for value in state.values())
+
+    again.register_load_state_dict_post_hook(record)
+    restore_optimizer(again, *flatten_optimizer(optimizer))
+    assert len(sizes) == 3 * len(again.state) == 18 and not any(sizes)
+
+
 def test_restoring_changes_no_machine_setting():
     module = network(0)
     plain = torch.optim.AdamW(module.parameters(), lr=0.5, fused=False, foreach=False)
