@@ -21,6 +21,27 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 torch.set_num_threads(1)
 
+SLOWEST = (
+    "kernels/test_compilation.py",
+    "kernels/attention/test_triton.py",
+    "test_study_on_gpu.py",
+    "pretraining/test_ray.py",
+    "training/test_failures.py",
+    "studies/test_ablate.py",
+    "training/test_parallel.py",
+    "test_docs.py",
+    "pretraining/test_resume.py",
+    "kernels/sampling/test_triton.py",
+    "studies/test_ends.py",
+    "test_on_gpu.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs the slowest files first, so that no process is left with one of them at the end."""
+    here, order = Path(__file__).parent, {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(here).as_posix(), len(order)))
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:

@@ -1,4 +1,4 @@
-"""What the ranks of test_parallel.py do: each case is trained on all of them and, on the first one, in one process."""
+"""What the ranks of test_parallel.py do: each case is trained on all of them, and in one process."""
 
 import json
 from dataclasses import replace
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastbert.config import from_dict
@@ -71,21 +72,29 @@ def distance(ranks: dict[str, Tensor], alone: dict[str, Tensor]) -> tuple[float,
     return found[name], name
 
 
-def compare(cases: dict[str, dict[str, Any]], results: str) -> None:
-    """Writes the distances of all cases to the file `results`."""
-    found, alone = {}, {}
+def compare(cases: dict[str, dict[str, Any]], folder: str) -> None:
+    """Trains all cases on all ranks, then each of them in one process: every rank some. Writes the distances to
+    distances-0.json and so on in `folder`."""
+    saved = {name: Path(folder) / f"{number}.safetensors" for number, name in enumerate(cases)}
     with start(60.0) as world:
         for name, case in cases.items():
             setup = prepare_setup(from_dict(PretrainOptions, case["options"], name))
-            shared = {"timeout": 60.0, "store": world.store, "messages": world.messages}
+            given = {"timeout": 60.0, "store": world.store, "messages": world.messages}
             kind = CONTROLS.get(case["control"], Ranks)
-            ranks = kind(world.rank, world.size, world.local_rank, case["shard"], **shared)
+            ranks = kind(world.rank, world.size, world.local_rank, case["shard"], **given)
             ranks.connect(setup.device)
             together = trained(setup, ranks, case)
             if world.first:
-                key = json.dumps([case["options"], case["double"]])
-                if key not in alone:  # the same for DDP and FSDP2
-                    alone[key] = trained(setup, ONE_PROCESS, case)
-                found[name] = distance(together, alone[key])
-    if world.first:
-        Path(results).write_text(json.dumps(found))
+                save_file({key: value.detach().clone() for key, value in together.items()}, saved[name])
+        world.connect(setup.device)
+        world.first_decides(lambda: None)
+        groups: dict[str, list[str]] = {}  # DDP and FSDP2 are compared with the same training
+        for name, case in cases.items():
+            groups.setdefault(json.dumps([case["options"], case["double"]]), []).append(name)
+        found = {}
+        for names in list(groups.values())[world.rank :: world.size]:
+            case = cases[names[0]]
+            setup = prepare_setup(from_dict(PretrainOptions, case["options"], names[0]))
+            alone = trained(setup, ONE_PROCESS, case)
+            found |= {name: distance(load_file(saved[name]), alone) for name in names}
+        (Path(folder) / f"distances-{world.rank}.json").write_text(json.dumps(found))

@@ -12,6 +12,7 @@ from tests.training.compare_ranks import compare
 
 OBJECTIVES = ("mlm", "electra", "multiple-choice")
 NOTES = {"notes": {"enabled": True}}
+WHOLE = {"micro_batch_size": None, "precision": "fp32"}
 SHARDS = {False: "DDP", True: "FSDP2"}
 
 
@@ -29,7 +30,7 @@ def case(
 
 MATRIX = {
     f"{objective}, {optimizer}, {'notes' if notes else 'no notes'}, {SHARDS[shard]}": case(
-        shard, optimizer, objective=objective, position="tupe-r", notes={"enabled": notes}
+        shard, optimizer, objective=objective, position="tupe-r", notes={"enabled": notes}, machine=WHOLE
     )
     for objective, optimizer, notes, shard in itertools.product(OBJECTIVES, ("adamw", "muon"), (False, True), SHARDS)
 }
@@ -54,7 +55,7 @@ OF_FOUR = {
     for objective, shard in itertools.product(("mlm", "multiple-choice"), SHARDS)
 }
 SINGLE = {
-    f"fp32, {optimizer}, {SHARDS[shard]}": case(shard, optimizer, double=False, rate=1e-3, steps=40)
+    f"fp32, {optimizer}, {SHARDS[shard]}": case(shard, optimizer, double=False, rate=1e-3, steps=40, machine=WHOLE)
     for optimizer, shard in itertools.product(("adamw", "muon"), SHARDS)
 }
 WRONG = {
@@ -65,9 +66,12 @@ WRONG = {
 
 def distances(cases: dict[str, dict[str, Any]], size: int, prepared: Path, folder: Path) -> dict[str, list]:
     cases = {name: case | {"options": case["options"] | {"data": str(prepared)}} for name, case in cases.items()}
-    codes = run_ranks(compare, size, folder, cases, str(folder / "results.json"))
+    codes = run_ranks(compare, size, folder, cases, str(folder))
     assert codes == [0] * size, output_of(folder)
-    return json.loads((folder / "results.json").read_text())
+    found = {}
+    for rank in range(size):
+        found |= json.loads((folder / f"distances-{rank}.json").read_text())
+    return found
 
 
 @pytest.fixture(scope="module")
