@@ -73,7 +73,7 @@ def distance(ranks: dict[str, Tensor], alone: dict[str, Tensor]) -> tuple[float,
 
 
 def compare(cases: dict[str, dict[str, Any]], folder: str) -> None:
-    """Trains all cases on all ranks, then each of them in one process: every rank some. Writes the distances to
+    """Trains all cases on all ranks, then each in one process, a part of them on every rank. Writes the distances to
     distances-0.json and so on in `folder`."""
     saved = {name: Path(folder) / f"{number}.safetensors" for number, name in enumerate(cases)}
     with start(60.0) as world:
