@@ -36,7 +36,7 @@ def uninterrupted(options: list[str], tmp_path_factory) -> Path:
 
 def pretrain(options: list[str], folder: Path, *failures: Failure, **launcher: object) -> Ended:
     """Starts folder/run on two processes, or resumes it."""
-    run, timeout = folder / "run", launcher.pop("timeout", 20.0)
+    run, timeout = folder / "run", launcher.pop("timeout", 8.0)
     arguments = ["--resume", str(run)] if run.exists() else [*options, "--out", str(run)]
     return launch(2, ["pretrain", *arguments, "--machine.timeout", str(timeout)], folder, failures, **launcher)
 
