@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from fastbert.cli import main
 from fastbert.errors import UserError
+from tests.ranks import IMPORTED
 
 Failure = tuple[int, str, int, str | float]
 FAILURES = "TESTED_FAILURES"  # environment variable of the program: the failures of each attempt of torchrun, as JSON
@@ -126,7 +127,7 @@ def launch(
         grace: seconds between SIGTERM and SIGKILL.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "fastbert.pretraining.pretrain"])
+    context.set_forkserver_preload([__name__, *IMPORTED])
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     outputs = [folder / f"rank-{rank}.txt" for rank in range(size)]
     for output in outputs:

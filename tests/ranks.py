@@ -10,6 +10,11 @@ from typing import Any
 
 IMPORTED = (
     "fastbert.objectives.electra",
+    "fastbert.training.parallel",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
     "fastbert.objectives.mlm",
     "fastbert.objectives.multiple_choice",
     "fastbert.pretraining.pretrain",
