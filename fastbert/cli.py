@@ -304,7 +304,7 @@ def run_command(arguments: list[str]) -> int:
 def first_of_machine() -> bool:
     """Returns False for all but one process of torchrun on a machine. They find the same user errors in their options,
     and print the same warnings and help."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def limit_spinning() -> None:

@@ -42,7 +42,9 @@ def connect(cpus: int, address: str | None) -> Any:
     try:
         # Ray itself sets a task's OMP_NUM_THREADS to its num_cpus.
         ray.init(log_to_driver=False, logging_level="ERROR", **how)
-    except Exception as error:  # also a plain Exception, if a loaded machine does not start Ray in time
+    # Ray has no class for all of these: a refused token, a version that differs, and a plain Exception if a node does
+    # not start in time. All are problems of the cluster or the machine, and their text is in the message.
+    except Exception as error:
         token = (
             ". If it asks for a token, as Ray does by default from 2.59 on, set RAY_AUTH_MODE=token and give this "
             "process the cluster's token: https://docs.ray.io/en/latest/ray-security/token-auth.html"

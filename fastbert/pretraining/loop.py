@@ -343,9 +343,8 @@ class Trainer:
             self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"], self.world.like
         )
         self.progress = Progress(**{f.name: checkpoint.state["progress"][f.name] for f in fields(Progress)})
-        if (
-            self.checkpointer is not None and self.progress.skipped_in_row == 0
-        ):  # completes the save, which may have been killed before this
+        # Completes the save, which may have been killed before this.
+        if self.checkpointer is not None and self.progress.skipped_in_row == 0:
             self.checkpointer.prune(checkpoint.step)
 
     def _advice(self) -> str:

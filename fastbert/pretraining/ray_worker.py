@@ -100,7 +100,10 @@ def work(task: dict[str, Any]) -> None:
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # as torchrun does
         if attempt:
             echo(f"a process was killed or has failed; all are started again ({attempt} of {RESTARTS} times)")
-        poll = lambda: ray.get(relay.signal.remote())  # noqa: E731
+
+        def poll() -> int | None:
+            return ray.get(relay.signal.remote())
+
         threading.Thread(target=pass_signal, args=(poll, ended), daemon=True).start()
     try:
         code = exit_code_of(lambda: train_here(task))
