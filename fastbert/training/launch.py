@@ -1,5 +1,5 @@
 """The variables by which a launcher (torchrun, Ray) informs a process that it is one of several. Only then the code for
-several is imported, which takes a second."""
+several is imported, which takes 0.6 s."""
 
 import os
 import shlex
