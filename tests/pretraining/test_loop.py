@@ -246,7 +246,7 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
     trainer = trainer_of(
         objective,
         build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
-        validate=lambda length: {"loss": next(losses)},
+        validate=lambda length: {"new": {"loss": next(losses)}},
         logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict),
         checkpointer=SimpleNamespace(save=lambda step, *_, metric, **__: saved.append((step, metric))),
     )
@@ -279,7 +279,7 @@ def test_a_checkpoint_stores_all_progress() -> None:
         for objective in (trained, resumed)
     )
     counters = {f.name: 3 + i for i, f in enumerate(fields(loop.Progress)) if f.type in (int, float, "int", "float")}
-    more = {"window_measured": {"w": 0.5}, "best": 1.5, "last_eval": {"step": 2, "loss": 1.75}}
+    more = {"window_measured": {"w": 0.5}, "best": 1.5, "last_eval": {"step": 2, "loss": 1.75}, "last_metric": 1.75}
     whole.progress = loop.Progress(**counters, **more)
     assert not [
         f.name for f in fields(loop.Progress) if getattr(whole.progress, f.name) == getattr(again.progress, f.name)

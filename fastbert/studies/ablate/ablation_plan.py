@@ -20,7 +20,6 @@ from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_st
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
     check_networks,
-    data_fingerprint,
     data_folder,
     prepare_setup,
     tokenizer_to_prepare,
@@ -250,7 +249,7 @@ def _pretraining(
     variant: PlannedVariant, seed: int, options: PretrainOptions, trunk: Job | None = None, start: int = 0
 ) -> Job:
     machine = options.machine
-    identity = science(options, data_fingerprint(variant.setup.dataset)) | {
+    identity = science(options, variant.setup.fingerprint) | {
         "eval_sequences": options.eval_sequences,
         "threads": machine.threads,
         "precision": machine.precision,
