@@ -1,4 +1,4 @@
-"""Changes during a run, learned or forgotten: loss and accuracy of each validation split at its beginning and at its end."""
+"""Changes during a run, learned or forgotten: loss and accuracy of each validation split at its start and end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
