@@ -261,6 +261,25 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
     assert saved == [(step, measured.get(step)) for step in range(1, 10)]
 
 
+def test_the_loss_before_the_first_step_is_not_the_best() -> None:
+    """No checkpoint has it. Of several splits, the mean decides here."""
+    losses = iter([(0.5, 0.5), (3.0, 1.0), (1.0, 4.0)])
+    objective, logged = Sums(), []
+    trainer = trainer_of(
+        objective,
+        build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
+        validate=lambda length: {name: {"loss": loss} for name, loss in zip(("new", "old"), next(losses), strict=True)},
+        best_by="mean",
+        logbook=SimpleNamespace(log=lambda step, split, row: logged.append((step, split, row["loss"]))),
+    )
+    best = []
+    for step in (0, 1, 2):
+        trainer.progress.step = step
+        best.append(trainer.run_validation())
+    assert best == [False, True, False] and trainer.progress.best == 2.0
+    assert logged[:3] == [(0, "validation", 0.5), (0, "validation/old", 0.5), (1, "validation", 3.0)]
+
+
 def test_a_checkpoint_stores_all_progress() -> None:
     """Each counter, and the sums of the log's window."""
     trained, resumed = Sums(), Sums()
