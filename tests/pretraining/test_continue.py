@@ -1,6 +1,7 @@
 """A run that continues pretraining on new data: replay of old data, and validation on both."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.config import load_yaml
+from fastbert.config import from_dict, load_yaml
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import open_dataset
 from fastbert.data.tokenizer import WordPiece
@@ -150,6 +151,30 @@ def test_old_data_keeps_its_tokens(short, old, grown, tmp_path) -> None:
     before = rows_of(PretrainOptions(data=str(old), length=32, batch_size=8, steps=9))
     assert rows[1::2] == before[: len(rows) // 2]
     assert open_dataset(grown).split("train").unigrams[600:].min() > 0
+
+
+def test_old_data_from_a_source_that_is_gone(short, old, tmp_path, monkeypatch) -> None:
+    """It is prepared with the tokenizer of --data, and the prepared folder is used again."""
+    monkeypatch.chdir(tmp_path)
+    text, run = tmp_path / "old.txt", tmp_path / "run"
+    text.write_text((old.parent / "text.txt").read_text())
+    flags = [*short, "--replay.data", str(text), "--replay.fraction", "0.3", "--validation-fraction", "0.1"]
+    assert main(["pretrain", *flags, "--out", str(run)]) == 0
+    before = metrics(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000009")
+    text.unlink()
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert metrics(run) == before
+
+
+def test_notes_are_as_frequent_as_in_the_mixture(old, new) -> None:
+    """The dictionary's FLOPs are those of the rows that are read."""
+    notes = {"enabled": True, "fraction": 1.0, "min_count": 5, "max_count": 60}
+    given = {"data": str(new), "replay": {"data": str(old), "fraction": 0.3, "seed": 0}, "notes": notes}
+    setup = prepare_setup(from_dict(PretrainOptions, {**given, "length": 32, "batch_size": 8, "steps": 9}, ""))
+    mixed = setup.batches().rows[32].noted.frequencies
+    assert setup.note_corpus.frequencies == mixed != setup.note_corpus.train.frequencies
+    assert setup.objective().notes.frequencies == mixed
 
 
 def refused(capsys, tmp_path: Path, *flags: str) -> str:
