@@ -24,7 +24,10 @@ from fastbert.pretraining.misplaced import usage_hint
 from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions
 from fastbert.ranges import text_problem
 from fastbert.records import check, read_json, write_json
+from fastbert.streams import echo
 from fastbert.training.checkpoints import checkpoint_paths, read_state
+from fastbert.training.options import PretrainScheduleOptions
+from fastbert.training.schedules import PHASES, resolved
 
 
 class RunFolder:
@@ -266,6 +269,7 @@ def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOpti
     merged = replace(
         given,
         **filled,
+        schedule=_same_phases(stored, given.schedule),
         **SINGLE_CALL_OPTIONS,
         machine=machine,
         out=stored.out,
@@ -273,6 +277,19 @@ def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOpti
         minutes=stored.minutes,
     )
     return merged, configuration.differences(non_science_options(stored), non_science_options(merged))
+
+
+def _same_phases(stored: PretrainOptions, given: PretrainScheduleOptions) -> PretrainScheduleOptions:
+    """The `given` schedule with defaults set. Phases of the infinite schedule that are given as fractions, as in the
+    YAML file of the start, are those of the run: they became numbers of steps when it started."""
+    if given.name == stored.schedule.name == "infinite":
+        fractions = [name for name in PHASES if getattr(given, name) < 1]
+        before = {name: getattr(stored.schedule, name) for name in fractions}
+        for name in fractions:
+            if getattr(resolved(given, stored.steps), name) != before[name]:
+                echo(f"schedule.{name} is fixed when a run starts: this one has {before[name]:g} steps")
+        given = replace(given, **before)
+    return resolved(given, stored.steps)
 
 
 def non_science_options(options: PretrainOptions) -> dict[str, Any]:

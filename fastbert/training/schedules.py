@@ -21,6 +21,7 @@ from fastbert.errors import UserError
 from fastbert.training.options import PretrainScheduleOptions, ScheduleOptions
 
 STEEPNESS = 10.0  # of the inverse root
+PHASES = ("warmup", "cooldown", "annealing")  # of infinite, with lengths that are fixed when a run starts
 
 
 def warmup_steps(options: ScheduleOptions, steps: int) -> int:
