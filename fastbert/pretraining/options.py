@@ -101,8 +101,8 @@ class _PretrainOptions:
     """Start a new run in --out that begins with a checkpoint of another run, with its options: runs/x@9000 for the
     checkpoint of step 9000, runs/x for the newest one with a constant learning rate. Needs --anneal or --steps."""
     anneal: Annotated[float, Range(above=0, most=LARGEST)] | None = field(default=None, metadata=BOOKKEEPING)
-    """With --branch: anneal the learning rate from the checkpoint on, within this fraction of the steps done (a number
-    of steps if 1 or more), instead of following the run's schedule to --steps."""
+    """Length of the annealing that begins at the checkpoint of --branch, as a fraction of the steps done (a number of
+    steps if 1 or more); without it the run's schedule is followed to --steps."""
     init_from: str | None = None
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 

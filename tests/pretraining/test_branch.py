@@ -191,6 +191,18 @@ def test_branches(run, infinite, tmp_path, capsys) -> None:
     assert "differs" not in capsys.readouterr().err
 
 
+def test_a_branch_whose_processes_were_restarted(run, tmp_path, monkeypatch) -> None:
+    """The launcher gives the same command again, which resumes the branch."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    arguments = ["pretrain", "--branch", f"{run}@16", "--anneal", "3", "--milestones", "17"]
+    assert main([*arguments, "--out", str(whole)]) == 0
+    interrupted(monkeypatch, 18, [*arguments, "--out", str(out)])
+    monkeypatch.setattr(pretrain, "continues", lambda given, world: True)
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert_equal(out, whole)
+    assert len(json.loads((out / "manifest.json").read_text())["sessions"]) == 2
+
+
 def test_a_branch_of_a_constant_rate_on_another_disk(small, tmp_path, monkeypatch) -> None:
     """Its linear annealing is that of wsd; files that cannot be linked are copied."""
     trunk, out, whole = tmp_path / "trunk", tmp_path / "out", tmp_path / "whole"
