@@ -13,11 +13,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from fastbert.config import load_yaml
+from fastbert.config import from_dict, load_yaml, to_dict
 from fastbert.data.stages import StageOptions
 from fastbert.errors import UserError
-from fastbert.pretraining import branch, dry_run, pretrain
-from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining import branch, dry_run, on_ray, pretrain
+from fastbert.pretraining.options import LAUNCH, PretrainOptions
 from fastbert.pretraining.run import RunFolder
 from fastbert.training.options import PretrainScheduleOptions
 from tests.flags import main
@@ -139,7 +139,9 @@ def test_lengthened_twice_at_the_end_of_its_constant_phase(run, infinite, tmp_pa
     remain what they were at the start."""
     planned, long = tmp_path / "planned", copy_of(run, tmp_path / "long", last=20)
     file = tmp_path / "x.yaml"
-    file.write_text((long / "config.yaml").read_text().replace("annealing: 4.0", "annealing: 0.1667"))
+    file.write_text(
+        (long / "config.yaml").read_text().replace("annealing: 4.0", "annealing: 0.1667").replace("  final: 0.1\n", "")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "train", lambda *given, **more: 0)
         assert main(["pretrain", "--resume", str(long), "--steps", "28"]) == 0  # nothing is written yet
@@ -201,6 +203,23 @@ def test_a_branch_whose_processes_were_restarted(run, tmp_path, monkeypatch) -> 
     assert main([*arguments, "--out", str(out)]) == 0
     assert_equal(out, whole)
     assert len(json.loads((out / "manifest.json").read_text())["sessions"]) == 2
+
+
+def test_a_branch_in_workers_of_ray(run, tmp_path, monkeypatch) -> None:
+    """The driver chooses the folder, and each worker starts or resumes the branch with its options; here the driver
+    itself, without Ray."""
+    out = tmp_path / "out"
+
+    def work(ray: object, given: PretrainOptions, name: str, *rest: object) -> int:
+        return pretrain.pretrain(from_dict(PretrainOptions, to_dict(replace(given, **LAUNCH)), "the options"), name)
+
+    for name, stand_in in (("check_ray", Mock()), ("connect", Mock()), ("follow", work)):
+        monkeypatch.setattr(on_ray, name, stand_in)
+    ray = ["--launch", "ray", "--processes", "2", "--out", str(out)]
+    assert main(["pretrain", "--branch", f"{run}@16", "--anneal", "2", *ray]) == 0
+    assert config(out).steps == 18 and metrics(out)[-1]["step"] == 18
+    assert main(["pretrain", "--resume", str(out), "--steps", "19", *ray[:-2]]) == 2  # it has been annealed
+    assert config(out).steps == 18
 
 
 def test_a_branch_of_a_constant_rate_on_another_disk(small, tmp_path, monkeypatch) -> None:

@@ -48,7 +48,7 @@ from fastbert.studies.shared.grid import ModelEntry, prefixed
 from fastbert.studies.shared.trained import Columns
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device
-from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.schedules import learning_rate_factor, warmup_steps
 
 PRETRAINING, ANNEALING = "pretraining", "annealing"  # instead of a task's name
 
@@ -231,7 +231,10 @@ def annealing_of(options: PretrainOptions, start: int, fraction: float) -> Pretr
     """Options of a training whose learning rate is constant after the warm-up until step `start` and then falls to 0
     within `fraction * start` further steps. The stage of `first_length` also lasts until `start`, so that all such
     trainings are equal up to that step."""
-    constant = replace(options, schedule=replace(options.schedule, name="constant", final=0.0))
+    schedule = replace(options.schedule, name="constant", final=0.0)
+    schedule = replace(schedule, warmup=float(warmup_steps(schedule, options.steps)))
+    learning_rate_factor(schedule, 0, start)  # refuses a warm-up that ends after the point
+    constant = replace(options, schedule=schedule)
     found = annealed(constant, start, max(1, round(fraction * start)))
     return replace(found, stages=replace(options.stages, first_fraction=start / found.steps))
 
