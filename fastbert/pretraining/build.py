@@ -62,7 +62,10 @@ def build_trainer(
         check(checkpoint.state, STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
         found = checkpoint.state["science"]
         if found != manifest["science"] and not begins_with(manifest, checkpoint.step, found):
-            raise UserError(f"{run.path} was trained by another process in the meantime; give the command again")
+            raise UserError(
+                f"{checkpoint.path} is of another experiment than this command: another process has trained the run in "
+                "the meantime, or newer checkpoints are damaged; give the command again, or restore them"
+            )
     checkpoint = on_all_ranks(world, checkpoint)
     objective = setup.objective(initial=checkpoint is None)
     if world.first:

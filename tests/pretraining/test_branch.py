@@ -18,8 +18,9 @@ from fastbert.data.stages import StageOptions
 from fastbert.errors import UserError
 from fastbert.pretraining import branch, dry_run, on_ray, pretrain
 from fastbert.pretraining.options import LAUNCH, PretrainOptions
-from fastbert.pretraining.run import RunFolder
+from fastbert.pretraining.run import RunFolder, read_sealed
 from fastbert.training.options import PretrainScheduleOptions
+from fastbert.training.schedules import learning_rate_factor
 from tests.flags import main
 from tests.pretraining.test_resume import metrics
 from tests.stand_ins import stop_before
@@ -172,6 +173,16 @@ def test_a_run_whose_annealing_has_begun_is_not_lengthened(run, tmp_path, capsys
     assert "its learning rate has been annealing since step 20" in printed
     assert f"--branch {run}@20 --steps 32 --out ..." in printed
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_that_another_process_has_trained_meanwhile(run, tmp_path, monkeypatch, capsys) -> None:
+    """Since the newest checkpoint was read, before the folder was locked."""
+    long = copy_of(run, tmp_path / "long", last=24)
+    before = read_sealed(long / "checkpoints" / "step-00000016")
+    monkeypatch.setattr(RunFolder, "sealed", lambda folder: before)
+    assert main(["pretrain", "--resume", str(long), "--steps", "32"]) == 2
+    assert "another process has trained the run in the meantime" in capsys.readouterr().err
+    assert (long / "manifest.json").read_bytes() == (run / "manifest.json").read_bytes()
 
 
 def test_branches(run, infinite, tmp_path, capsys) -> None:
@@ -331,6 +342,20 @@ def test_annealing_changes_no_batch_before_it(step, stages) -> None:
         assert lengths == [stages.first_length, 64]
     with pytest.raises(UserError, match="is constant from step 20 to 90, not after step 19"):
         branch.annealed(old, 19, 9)
+
+
+@pytest.mark.parametrize("name", ["constant", "wsd"])
+def test_linear_annealing_of_the_other_schedules(name) -> None:
+    """The warm-up, a fraction of the steps before, remains what it was."""
+    old = replace(STAGED, schedule=PretrainScheduleOptions(name, 0.1, final=0.2, decay=0.3))
+    new = branch.annealed(old, 60, 12)
+    assert new.schedule == PretrainScheduleOptions("wsd", 10, final=0.2, decay=12 / 72)
+    assert branch.unequal_beginning(old, new, 60) is None
+    rates = [learning_rate_factor(new.schedule, step, 72) for step in range(59, 73)]
+    assert rates == pytest.approx([1, *(1 - 0.8 * step / 12 for step in range(13))])
+    if name == "wsd":
+        with pytest.raises(UserError, match="is constant from step 10 to 70, not after step 71"):
+            branch.annealed(old, 71, 12)
 
 
 def test_what_depends_on_the_number_of_steps() -> None:
