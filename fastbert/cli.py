@@ -91,10 +91,16 @@ def pretrain(arguments: list[str]) -> int:
         from fastbert.pretraining.run import stored_options
 
         default = replace(stored_options(value_of("--out", arguments)), resume=True)
+    elif (text := value_of("--branch", arguments)) and not {"--resume", "-h", "--help"} & set(arguments):
+        from fastbert.pretraining.branch import branch_defaults
+
+        if file is not None:
+            raise UserError(f"--branch has the options of {text}; leave out {file}")
+        default, name = branch_defaults(text), f"{Path(text.partition('@')[0]).name}-branch"
     elif default is not None and any(value_of(f"--{budget}", arguments) for budget in BUDGETS):
         default = replace(default, **dict.fromkeys(BUDGETS))  # a budget given by a flag overrides that of the file
     options = parse(OPTIONS["pretrain"], arguments, "pretrain", default)
-    if not options.resume:
+    if not options.resume and options.branch is None:
         options.check_inputs()
     if idle := without_effect(options, arguments):
         have = "have" if len(idle) > 1 else "has"

@@ -18,7 +18,7 @@ from fastbert.streams import echo
 from fastbert.training.checkpoints import existing
 from fastbert.training.hardware import synchronize
 from fastbert.training.lagged import LaggedScalars
-from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.schedules import learning_rate_factor, resolved
 from fastbert.training.step import objective_step
 from fastbert.training.timing import Timed, repeat_in, time_in_groups, writing_seconds
 from fastbert.training.world import World
@@ -84,7 +84,7 @@ def saves_between(options: PretrainOptions, done: int, steps: int) -> tuple[int,
     """Numbers of validations and checkpoints after step `done` of a run of `steps` steps. Each validation is assumed to
     be the best so far, which saves a checkpoint."""
     eval_every, checkpoint_every = intervals(options, steps)
-    marked = {steps, *options.milestone_steps()}
+    marked = {steps, *options.marked_steps(steps)}
 
     def between(*intervals: int) -> int:
         """The number of steps in (done, steps] that are marked or a multiple of one of the intervals."""
@@ -130,7 +130,8 @@ def steps_of(options: PretrainOptions) -> int | None:
 
 
 def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
-    """The options with a budget in tokens or minutes converted to steps, and with all intervals set."""
+    """The options with a budget in tokens or minutes converted to steps, with all intervals set, and with the phases of
+    the infinite schedule as numbers of steps."""
     options = setup.options
     steps = steps_in(setup, options.minutes * 60.0) if options.minutes is not None else steps_of(options)
     eval_every, checkpoint_every = intervals(options, steps)
@@ -139,6 +140,7 @@ def resolve_steps(setup: PretrainSetup) -> PretrainOptions:
         steps=steps,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
+        schedule=resolved(options.schedule, steps),
         machine=replace(options.machine, micro_batch_size=options.micro_batch_size),
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fastbert import config as configuration
+from fastbert.errors import UserError
 from fastbert.inputs import read_or_problem
 from fastbert.objectives.objective import Objective
 from fastbert.pretraining.budget import checkpoint_size
@@ -15,6 +16,7 @@ from fastbert.pretraining.loop import STATE, Progress, Trainer, load_weights
 from fastbert.pretraining.other_data import replay_lines
 from fastbert.pretraining.run import (
     RunFolder,
+    begins_with,
     read_config,
     session,
 )
@@ -53,7 +55,7 @@ def build_trainer(
     """
     options, world = setup.options, setup.world
     batches = setup.batches()
-    milestones, exports = options.milestone_steps(), export_steps(setup)
+    milestones, exports = options.marked_steps(options.steps), export_steps(setup)
     if world.first:
         check_exports(run, exports)
     keep = (options.keep_checkpoints, echo, milestones)
@@ -61,6 +63,12 @@ def build_trainer(
     checkpoint = checkpointer.load_latest() if checkpointer else None
     if checkpoint:
         check(checkpoint.state, STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
+        found = checkpoint.state["science"]
+        if found != manifest["science"] and not begins_with(manifest, checkpoint.step, found):
+            raise UserError(
+                f"{checkpoint.path} is of another experiment than this command: another process has trained the run in "
+                "the meantime, or newer checkpoints are damaged; give the command again, or restore them"
+            )
     checkpoint = on_all_ranks(world, checkpoint)
     objective = setup.objective(initial=checkpoint is None)
     if world.first:
@@ -75,11 +83,8 @@ def build_trainer(
         run.write(options, manifest, setup.dataset.tokenizer)
         checkpointer = Checkpointer(run.checkpoints, *keep)
     started = setup.started or options
-    if resumed and world.first:
-        if read_or_problem(read_config, run)[1]:  # reported before
-            run.write_config(started)
-        if problem := run.restore_tokenizer(setup.vocabulary):
-            echo(problem)
+    if resumed and world.first and (problem := run.restore_tokenizer(setup.vocabulary)):
+        echo(problem)
     step = checkpoint.step if checkpoint else 0
     before = checkpoint.state["progress"]["seconds"] if checkpoint else 0.0
     peak, how = peak_flops(setup.device, setup.precision)
@@ -97,6 +102,9 @@ def build_trainer(
     manifest["sessions"].append(session(step, before, describe_machine(), resolved))
     if world.first:
         write_json(run.manifest, manifest)
+        # After the manifest, which records that a run is lengthened: see `lengthening`.
+        if resumed and read_or_problem(read_config, run)[0] != started:  # a damaged file was reported before
+            run.write_config(started)
     echo(
         f"{objective.parameter_count() / 1e6:.2f}M parameters ({options.objective}, {setup.config.position}), "
         f"{batches.plan.describe(options.steps)}, "

@@ -197,7 +197,7 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, traine
         for name, config in zip(names, options.of_objective.networks(setup.config), strict=False)
     ]
     shapes = plan.describe(options.steps)
-    copies = options.keep_checkpoints + len(options.milestone_steps()) + 1
+    copies = options.keep_checkpoints + len(options.marked_steps(options.steps)) + 1
     exports = export_steps(setup)
     models = 1 + sum(map(len, exports.values()))
     needed = copies * usage.checkpoint_bytes + models * usage.export_bytes

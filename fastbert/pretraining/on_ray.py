@@ -52,8 +52,9 @@ def pretrain_on_ray(given: PretrainOptions, name: str) -> int:
         )
     if not given.resume:
         given = replace(given, out=str(new_folder(given.out, name).path))
-        check_steps(given)
-        prepare_data(given)
+        if given.branch is None:  # whose data is that of its run
+            check_steps(given)
+            prepare_data(given)
     stdout = sys.stdout
     ray = connect(given.processes * cpus_of(given), given.ray_address)
     try:

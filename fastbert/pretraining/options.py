@@ -34,7 +34,13 @@ from fastbert.ranges import (
     Workers,
     check_values,
 )
-from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
+from fastbert.training.options import (
+    MachineOptions,
+    OptimizerOptions,
+    PretrainScheduleOptions,
+    TrainingMachineOptions,
+)
+from fastbert.training.schedules import annealing_steps
 from fastbert.training.splits import OLD, check_best_by, named_folders
 
 MEASUREMENTS = ("source", "pll", "pairs")  # of `fastbert evaluate`
@@ -66,14 +72,6 @@ class PretrainMachineOptions(TrainingMachineOptions):
 
 
 @dataclass(frozen=True)
-class PretrainScheduleOptions(ScheduleOptions):
-    """Learning rate schedule, as a fraction of the peak (--optimizer.learning-rate)."""
-
-    warmup: Annotated[float, Range(0, LARGEST)] = 0.01
-    """Linear warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
-
-
-@dataclass(frozen=True)
 class _PretrainOptions:
     """Pretrain an encoder. A YAML file, by path or by name (tiny, wikipedia, small, base, modernbert, ...), sets any of
     these options; flags override it."""
@@ -99,7 +97,14 @@ class _PretrainOptions:
     """Folder of the run (default: runs/NAME after the YAML file, with a number if that folder exists)."""
     resume: bool = field(default=False, metadata=BOOKKEEPING)
     """Resume the run in --out from its newest checkpoint, exactly. `--resume runs/x` is short for --out runs/x
-    --resume."""
+    --resume. With more --steps than before the run is lengthened, if the steps done so far remain the same: in the
+    constant phase of the infinite schedule, for instance."""
+    branch: str | None = field(default=None, metadata=BOOKKEEPING)
+    """Start a new run in --out that begins with a checkpoint of another run, with its options: runs/x@9000 for the
+    checkpoint of step 9000, runs/x for the newest one with a constant learning rate. Needs --anneal or --steps."""
+    anneal: Annotated[float, Range(above=0, most=LARGEST)] | None = field(default=None, metadata=BOOKKEEPING)
+    """Length of the annealing that begins at the checkpoint of --branch, as a fraction of the steps done (a number of
+    steps if 1 or more); without it the run's schedule is followed to --steps."""
     init_from: str | None = None
     """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
 
@@ -182,6 +187,7 @@ class _PretrainOptions:
             )
         self._check_launch()
         check_best_by(self.best_by, self.other_splits())
+        self._check_branch()
         self.milestone_steps()
         self.word_counts()
 
@@ -197,6 +203,25 @@ class _PretrainOptions:
             raise UserError("--launch ray needs the number of processes: --processes N, one for each GPU")
         if self.dry_run:
             raise UserError("--dry-run measures one process; leave out --launch and --processes")
+
+    def _check_branch(self) -> None:
+        """Raises a UserError if options of --branch do not fit."""
+        if self.branch is None:
+            if self.anneal is not None:
+                raise UserError("--anneal has no effect without --branch runs/x@STEP, the checkpoint to anneal from")
+            return
+        if self.resume:
+            raise UserError(
+                "give --branch to start a new run from a checkpoint, or --resume to continue a run, not both"
+            )
+        if (self.anneal is None) == (self.steps is None) or self.tokens is not None or self.minutes is not None:
+            raise UserError(
+                "--branch needs one of --anneal 0.1, to anneal the learning rate within a tenth of the steps done, and "
+                "--steps N, to follow the run's schedule to N steps"
+            )
+        if self.anneal is not None and self.anneal >= 1 and self.anneal != int(self.anneal):
+            problem = f"must be a fraction of the steps in (0, 1) or a whole number of steps, not {self.anneal}"
+            raise OptionError(self, "anneal", problem)
 
     def other_splits(self) -> list[str]:
         """Names of the validation splits in addition to that of --data.
@@ -271,6 +296,14 @@ class _PretrainOptions:
         if self.steps is not None and steps and max(steps) > self.steps:
             raise UserError(f"milestone {max(steps)} is beyond the {self.steps} steps of the run; leave it out")
         return steps
+
+    def marked_steps(self, steps: int) -> frozenset[int]:
+        """Steps of a run of `steps` steps that are logged, validated and saved, with a checkpoint that is retained: the
+        milestones, and the end of the constant phase of the infinite schedule, from which the run can be continued."""
+        marked = self.milestone_steps()
+        if self.schedule.name != "infinite":
+            return marked
+        return marked | {max(1, steps - annealing_steps(self.schedule, steps))}
 
     def word_counts(self) -> list[int]:
         """The numbers of words of `checkpoint_words`, ascending. Raises a UserError if it is no list of them."""
@@ -398,7 +431,8 @@ class EvaluateOptions:
 
 # Options of a single call; config.yaml has their defaults.
 LAUNCH = {"launch": "none", "processes": None, "ray_address": None}
-SINGLE_CALL_OPTIONS = {"resume": False, "dry_run": False, "verify_data": False, "profile": False, **LAUNCH}
+BRANCH = {"branch": None, "anneal": None}
+SINGLE_CALL_OPTIONS = {"resume": False, "dry_run": False, "verify_data": False, "profile": False, **BRANCH, **LAUNCH}
 BUDGETS = ("steps", "tokens", "minutes")
 # Options that have an effect where --data is a source. They are not science: the hash of the data covers them.
 SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_fraction")

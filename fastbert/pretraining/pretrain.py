@@ -11,22 +11,28 @@ import torch
 from fastbert import config as configuration
 from fastbert.errors import UserError
 from fastbert.files import locked_folder, refuse_link
+from fastbert.inputs import read_or_problem
 from fastbert.model.config import EncoderConfig
+from fastbert.pretraining.branch import branch, branch_options, find_branch, lengthening, verified
 from fastbert.pretraining.budget import check_steps, resolve_steps
 from fastbert.pretraining.build import build_trainer, describe_experiment, whole_on_first
 from fastbert.pretraining.dry_run import dry_run
 from fastbert.pretraining.finish import finish
-from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions, science
+from fastbert.pretraining.options import BRANCH, SINGLE_CALL_OPTIONS, PretrainOptions, science
 from fastbert.pretraining.profiling import check_room, profiled
 from fastbert.pretraining.run import (
+    MANIFEST,
     RunFolder,
+    Sealed,
     check_against_checkpoint,
     check_same_experiment,
     merge,
     new_folder,
+    read_sealed,
     stored_options,
 )
 from fastbert.pretraining.setup import PretrainSetup, prepare_setup
+from fastbert.records import read_json
 from fastbert.streams import echo, warn
 from fastbert.training.checkpoints import read_newest
 from fastbert.training.interrupts import Interrupts
@@ -50,6 +56,8 @@ def pretrain(given: PretrainOptions, name: str) -> int:
             raise UserError("--dry-run measures one process; start it without torchrun")
         if world.first_decides(lambda: given.resume or continues(given, world)):
             return resume(given, world)
+        if given.branch is not None:
+            return start_branch(given, name, world)
         return start_run(given, name, world)
 
 
@@ -94,8 +102,59 @@ def start_run(given: PretrainOptions, name: str, world: World) -> int:
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run
     manifest = describe_experiment(setup, science(setup.options, setup.fingerprint))
     if given.dry_run:
-        return show_dry_run(setup, run, manifest, resumed=False)
+        return show_dry_run(setup, run, manifest)
     return train(setup, run, manifest, resumed=False, profile=given.profile)
+
+
+def start_branch(given: PretrainOptions, name: str, world: World) -> int:
+    """Starts a run that begins with a checkpoint of another run (--branch)."""
+
+    def choose() -> dict[str, Any]:
+        source = verified(find_branch(given.branch))
+        branch_options(given, source)
+        return {"out": str(new_folder(given.out, name).path), "path": str(source.path)}
+
+    chosen = world.first_decides(choose)
+    run, source = RunFolder(Path(chosen["out"])), read_sealed(Path(chosen["path"]))
+    written = replace(branch_options(given, source), out=str(run.path))
+    setup = world.first_before_others(lambda: branched_setup(written, source, given.verify_data, world))
+    connect(setup)
+    manifest = describe_experiment(setup, science(setup.options, setup.fingerprint))
+    if given.dry_run:
+        return show_dry_run(setup, run, manifest, source.step)
+    found = world.first_decides(lambda: branch(source.run.path, source.step, written, run.path))
+    manifest = found | {name: manifest[name] for name in ("data", "replay", "encoder") if name in manifest}
+    return train(setup, run, manifest, resumed=True, profile=given.profile)
+
+
+def branched_setup(options: PretrainOptions, source: Sealed, verify_data: bool, world: World) -> PretrainSetup:
+    """Setup of a run with `options` that begins with the checkpoint `source`."""
+    manifest, _ = read_or_problem(read_json, source.run.manifest, "the run's manifest", MANIFEST)
+    config = EncoderConfig.from_dict(source.state["encoder"])
+    prepared = with_prepared(options, manifest, source.options(str(source.run.path)))
+    setup = prepare_setup(prepared, config, verify_data, world)
+    setup.started = options
+    if setup.fingerprint != source.state["science"].get("data"):
+        raise UserError(
+            f"the data in {setup.dataset.folder} differs from that of {source.run.path}; give --data and the folder "
+            "with which that run was started"
+        )
+    return setup
+
+
+def with_prepared(
+    options: PretrainOptions, manifest: dict[str, Any] | None, stored: PretrainOptions
+) -> PretrainOptions:
+    """`options` with the prepared folders of the run where data and old data are those in `stored`: the sources
+    themselves may be gone by now."""
+
+    def folder(entry: str, given: str | None, before: str | None) -> str | None:
+        found = (manifest or {}).get(entry, {}).get("folder", "")
+        return found if given == before and found and Path(found).is_dir() else given
+
+    old = folder("replay", options.replay.data, stored.replay.data)
+    data = folder("data", options.data, stored.data)
+    return replace(options, data=data, replay=replace(options.replay, data=old))
 
 
 def connect(setup: PretrainSetup) -> None:
@@ -125,7 +184,8 @@ def resume(given: PretrainOptions, world: World) -> int:
     connect(setup)
     manifest = world.first_decides(lambda: manifest)
     if given.dry_run:
-        return show_dry_run(setup, run, manifest, resumed=True)
+        newest = read_newest(run.checkpoints, echo)
+        return show_dry_run(setup, run, manifest, newest.step if newest else 0)
     return train(setup, run, manifest, resumed=True, profile=given.profile)
 
 
@@ -135,13 +195,15 @@ def resumed_setup(given: PretrainOptions, world: World) -> tuple[PretrainSetup, 
     run = RunFolder(Path(given.out))
     sealed = run.sealed()
     manifest, remarks = check_against_checkpoint(run, stored, sealed)
+    if given.branch is not None:  # a branch whose processes were restarted
+        names = ("steps", "schedule", "stages", "milestones", "tokens", "minutes")
+        given = replace(given, **BRANCH, **{name: getattr(stored, name) for name in names})
     options, changed_options = merge(stored, given)
-    folder = manifest["data"]["folder"] if manifest else ""
-    if options.data == stored.data and folder and Path(folder).is_dir():
-        options = replace(options, data=folder)  # the source itself may be gone by now
-    folder = manifest["replay"]["folder"] if manifest and "replay" in manifest else ""
-    if options.replay.data == stored.replay.data and folder and Path(folder).is_dir():
-        options = replace(options, replay=replace(options.replay, data=folder))
+    before = stored.steps
+    stored, options, manifest, not_lengthened = lengthening(run, manifest, sealed, stored, options)
+    if stored.steps > before:
+        remarks.append(f"lengthened from {before} to {stored.steps} steps")
+    options = with_prepared(options, manifest, stored)
     # Without a checkpoint the encoder is what it was at the start: it follows from the options and the data.
     config = EncoderConfig.from_dict(sealed.state["encoder"]) if sealed else None
     setup = prepare_setup(options, config, given.verify_data, world)
@@ -149,7 +211,8 @@ def resumed_setup(given: PretrainOptions, world: World) -> tuple[PretrainSetup, 
     fingerprint = setup.fingerprint
     found = describe_experiment(setup, science(setup.options, fingerprint))
     if manifest is not None:
-        check_same_experiment(run, manifest["science"], found["science"], science(stored, fingerprint))
+        expected = manifest["science"], found["science"], science(stored, fingerprint)
+        check_same_experiment(run, *expected, not_lengthened)
         if changed := configuration.differences(found["encoder"], manifest["encoder"]):
             remarks.append(
                 f"the encoder in {run.manifest} differs from that of the run's options: {'; '.join(changed)}"
@@ -160,16 +223,12 @@ def resumed_setup(given: PretrainOptions, world: World) -> tuple[PretrainSetup, 
     return setup, run, found
 
 
-def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool) -> int:
-    """Prints the cost of `train`, from the newest checkpoint if the run is `resumed`; returns the exit code."""
-    newest = read_newest(run.checkpoints, echo) if resumed else None
-    if newest is not None:
+def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], done: int = 0) -> int:
+    """Prints the cost of `train` after `done` steps; returns the exit code."""
+    if done:
         setup.options = replace(setup.options, init_from=None)  # speed does not depend on the weights
     return dry_run(
-        setup,
-        run,
-        newest.step if newest else 0,
-        lambda folder: build_trainer(setup, RunFolder(folder), manifest, resumed=False, quiet=True),
+        setup, run, done, lambda folder: build_trainer(setup, RunFolder(folder), manifest, resumed=False, quiet=True)
     )
 
 

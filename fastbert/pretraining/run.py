@@ -24,7 +24,10 @@ from fastbert.pretraining.misplaced import usage_hint
 from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions
 from fastbert.ranges import text_problem
 from fastbert.records import check, read_json, write_json
+from fastbert.streams import echo
 from fastbert.training.checkpoints import checkpoint_paths, read_state
+from fastbert.training.options import PretrainScheduleOptions
+from fastbert.training.schedules import PHASES, resolved
 
 
 class RunFolder:
@@ -85,9 +88,7 @@ class RunFolder:
         for path in reversed(checkpoint_paths(self.checkpoints)) if self.checkpoints.is_dir() else ():
             found, _ = read_or_problem(read_state, path)  # a problem is reported when the checkpoint is loaded
             if found:
-                step, state = found
-                check(state, {"encoder": dict, "science": dict, "options": dict}, f"the state in {path}")
-                return Sealed(path, step, state)
+                return read_sealed(path)
         return None
 
 
@@ -108,6 +109,11 @@ class Sealed:
     step: int
     state: dict[str, Any]
 
+    @property
+    def run(self) -> RunFolder:
+        """Folder of the run whose checkpoint it is."""
+        return RunFolder(self.path.parent.parent)
+
     def options(self, out: str) -> PretrainOptions:
         """Options with which the run was started, for its folder `out`."""
         options, where = self.state["options"] | {"out": out}, f"{self.path}/state.json"
@@ -118,6 +124,21 @@ class Sealed:
                 f"{where} was written by an older version of fastbert, whose options had other names; resume with that "
                 f"version, or start a new run from its export: --init-from {out}/model ({error})"
             ) from None
+
+
+def read_sealed(path: Path) -> Sealed:
+    """The state of the checkpoint in `path`. Raises a UserError if it is damaged."""
+    step, state = read_state(path)
+    check(state, {"encoder": dict, "science": dict, "options": dict}, f"the state in {path}")
+    return Sealed(path, step, state)
+
+
+def begins_with(manifest: dict[str, Any], step: int, science: Any) -> bool:
+    """Returns whether the manifest records that its run began with the first `step` steps of a run with other science:
+    that of a branch, or its own before it was lengthened."""
+    records = (manifest.get(name) for name in ("branch", "lengthened"))
+    begun = [record for record in records if isinstance(record, dict) and record.get("science") == science]
+    return any(isinstance(record.get("step"), int) and step <= record["step"] for record in begun)
 
 
 def new_folder(out: str | None, name: str) -> RunFolder:
@@ -199,8 +220,7 @@ def check_against_checkpoint(
         remarks.append(f"{problem}; it is written again from {sealed.path}, but without records of earlier sessions")
         manifest = {"data": {"folder": "", "fingerprint": sealed.state["science"].get("data")}, "sessions": []}
     true = {name: sealed.state[name] for name in ("encoder", "science")}
-    branch = manifest.get("branch")  # a run that began from a checkpoint of another run, with other science
-    branched = isinstance(branch, dict) and branch == {"step": sealed.step, "science": true["science"]}
+    branched = begins_with(manifest, sealed.step, true["science"])
     if branched and isinstance(manifest.get("science"), dict):
         true["science"] = manifest["science"]
     for name, value in true.items():
@@ -252,6 +272,7 @@ def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOpti
     merged = replace(
         given,
         **filled,
+        schedule=_same_phases(stored, given.schedule),
         **SINGLE_CALL_OPTIONS,
         machine=machine,
         out=stored.out,
@@ -261,19 +282,37 @@ def merge(stored: PretrainOptions, given: PretrainOptions) -> tuple[PretrainOpti
     return merged, configuration.differences(non_science_options(stored), non_science_options(merged))
 
 
+def _same_phases(stored: PretrainOptions, given: PretrainScheduleOptions) -> PretrainScheduleOptions:
+    """The `given` schedule with defaults set. Phases of the infinite schedule that are given as fractions, as in the
+    YAML file of the start, are those of the run: they became numbers of steps when it started."""
+    if given.name == stored.schedule.name == "infinite":
+        fractions = [name for name in PHASES if getattr(given, name) < 1]
+        before = {name: getattr(stored.schedule, name) for name in fractions}
+        for name in fractions:
+            if getattr(resolved(given, stored.steps), name) != before[name]:
+                echo(f"schedule.{name} is fixed when a run starts: this one has {before[name]:g} steps")
+        given = replace(given, **before)
+    return resolved(given, stored.steps)
+
+
 def non_science_options(options: PretrainOptions) -> dict[str, Any]:
     """Values of the machine and bookkeeping options by name."""
     return {leaf.name: leaf.value for leaf in configuration.leaves(options) if leaf.role != "science"}
 
 
 def check_same_experiment(
-    run: RunFolder, expected: dict[str, Any], science: dict[str, Any], stored: dict[str, Any]
+    run: RunFolder,
+    expected: dict[str, Any],
+    science: dict[str, Any],
+    stored: dict[str, Any],
+    not_lengthened: str | None = None,
 ) -> None:
     """Checks that `science` equals that of the run.
 
     Args:
         expected: science of the run.
         stored: science of the options in config.yaml.
+        not_lengthened: reason why the run cannot have more steps, with the way out.
 
     Raises:
         UserError: they differ; the message lists the differences.
@@ -296,10 +335,10 @@ def check_same_experiment(
             "folder with which the run was started"
         )
     elif expected | {"steps": 0} == science | {"steps": 0}:
-        fix = f"Steps are fixed when a run starts: resume without --steps. {longer(run)}"
+        fix = not_lengthened or f"A run is not shortened: resume without --steps. {longer(run)}"
     else:
         fix = "Resume with the options of the run (--resume alone uses them)"
-    end = "" if fix.endswith(longer(run)) else ", or start a new run with another --out"
+    end = "" if fix.endswith(longer(run)) or fix == not_lengthened else ", or start a new run with another --out"
     raise UserError(
         f"the run in {run.path} is another experiment; resuming would mix the two. Differences:{LINE}{lines}{LINE}"
         f"{fix}{end}"
@@ -307,7 +346,7 @@ def check_same_experiment(
 
 
 def longer(run: RunFolder) -> str:
-    """Advice for training longer than the run, whose schedule ends with its steps."""
+    """Advice for training longer than a run that cannot be lengthened."""
     return f"To train longer, start a new run from its weights: --init-from {run.path} with another --out"
 
 

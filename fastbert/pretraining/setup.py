@@ -23,6 +23,7 @@ from fastbert.model.encoder import blocks_of, initialize, set_execution
 from fastbert.model.flops import encoder_parameters
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.objective import Objective
+from fastbert.pretraining.branch import suggest_constant
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_word_range
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
@@ -146,6 +147,8 @@ def prepare_setup(
     pretrained = None
     if options.init_from is not None and config is None:
         pretrained = load_pretrained(options.init_from)
+        if suggestion := suggest_constant(options.init_from):
+            echo(suggestion)
         options = replace(options, encoder=options.encoder.like(pretrained.config))
         check_positions(options, pretrained.config)
         check_networks(options, device, world)

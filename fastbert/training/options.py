@@ -10,6 +10,7 @@ from fastbert.ranges import (
     LARGEST,
     Count,
     NotNegative,
+    Part,
     Positive,
     Probability,
     Range,
@@ -29,6 +30,9 @@ OPTIMIZERS = Registry(
 )
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("linear", "cosine", "constant", "wsd")
+COOLDOWNS = ("cosine", "inverse-root")
+Steps = Annotated[float, Range(0, LARGEST)]
+"""A fraction of all steps if below 1, otherwise a number of steps."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class ScheduleOptions:
 
     name: str = choice("linear", SCHEDULES, "schedule")
     """Shape after the warm-up: linear, cosine, constant, or wsd (stable, then decay; arxiv.org/abs/2404.06395)."""
-    warmup: Annotated[float, Range(0, LARGEST)] = 0.06
+    warmup: Steps = 0.06
     """Linear warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
     final: Probability = 0.0
     """Fraction of the peak reached at the end (linear, cosine, and the decay of wsd)."""
@@ -76,14 +80,72 @@ class ScheduleOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
-        if self.warmup >= 1 and self.warmup != int(self.warmup):
-            problem = f"must be a fraction of the steps in [0, 1) or a whole number of steps, not {self.warmup}"
-            raise OptionError(self, "warmup", problem)
+        self.check_steps("warmup")
+
+    def check_steps(self, *names: str) -> None:
+        """Raises a UserError if one of the options `names` is neither a fraction nor a whole number of steps."""
+        for name in names:
+            value = getattr(self, name)
+            if value >= 1 and value != int(value):
+                problem = f"must be a fraction of the steps in [0, 1) or a whole number of steps, not {value}"
+                raise OptionError(self, name, problem)
+
+    @property
+    def minimum(self) -> float:
+        """Fraction of the peak at the end."""
+        return self.final
 
     def inactive(self) -> set[str]:
         """Names of the options without effect."""
         names = {"decay"} if self.name != "wsd" else set()
         return names | ({"final"} if self.name == "constant" else set())
+
+
+@dataclass(frozen=True)
+class PretrainScheduleOptions(ScheduleOptions):
+    """Learning rate schedule, as a fraction of the peak (--optimizer.learning-rate)."""
+
+    name: str = choice("linear", (*SCHEDULES, "infinite"), "schedule")
+    """Shape after the warm-up: linear, cosine, constant, wsd (stable, then decay; arxiv.org/abs/2404.06395), or
+    infinite (cooldown to a constant rate, then a short annealing; arxiv.org/abs/2403.08763): the run can be lengthened
+    (--resume with more --steps) until its annealing begins, and annealed from any checkpoint before it (--branch)."""
+    warmup: Steps = 0.01
+    """Linear warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
+    final: Probability | None = None
+    """Fraction of the peak reached at the end (linear, cosine, the decay of wsd, the annealing of infinite). Default:
+    0; 0.1 for infinite, whose annealing is exponential and does not reach 0."""
+    cooldown: Steps = 0.6
+    """Length of infinite's cooldown from the peak to the constant rate: a fraction of all steps if below 1, otherwise a
+    number of steps. Fractions of infinite (warm-up, cooldown, annealing) become numbers of steps when a run starts."""
+    cooldown_shape: str = choice("cosine", COOLDOWNS)
+    """Shape of infinite's cooldown: cosine, or inverse-root, which falls faster at the beginning."""
+    constant: Part = 0.55
+    """Constant rate of infinite, as a fraction of the peak."""
+    annealing: Annotated[float, Range(above=0, most=LARGEST)] = 0.1
+    """Length of infinite's exponential annealing at the end: a fraction of all steps if below 1, otherwise a number of
+    steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_steps("cooldown", "annealing")
+        if self.name != "infinite":
+            return
+        if self.final == 0:
+            problem = "must be greater than 0 for infinite, whose annealing is exponential; leave it out for 0.1"
+            raise OptionError(self, "final", problem)
+        if self.minimum > self.constant:
+            problem = f"must not be greater than the constant rate, {self.constant:g} of the peak, not {self.minimum:g}"
+            raise OptionError(self, "final", problem)
+
+    @property
+    def minimum(self) -> float:
+        """Fraction of the peak at the end."""
+        return (0.1 if self.name == "infinite" else 0.0) if self.final is None else self.final
+
+    def inactive(self) -> set[str]:
+        """Names of the options without effect."""
+        infinite = {"cooldown", "cooldown_shape", "constant", "annealing"} if self.name != "infinite" else set()
+        return super().inactive() | infinite
 
 
 @dataclass(frozen=True)

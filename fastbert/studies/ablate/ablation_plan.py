@@ -16,6 +16,7 @@ from fastbert.hub.names import exported_weights
 from fastbert.model.config import check_length
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.model.positions import POSITIONS
+from fastbert.pretraining.branch import annealed
 from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
@@ -46,7 +47,6 @@ from fastbert.studies.shared.grid import ModelEntry, prefixed
 from fastbert.studies.shared.trained import Columns
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device
-from fastbert.training.options import ScheduleOptions
 from fastbert.training.schedules import learning_rate_factor, warmup_steps
 
 PRETRAINING, ANNEALING = "pretraining", "annealing"  # instead of a task's name
@@ -212,7 +212,7 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
             "batch sizes at different steps; drop initial_batch_size or anneal"
         )
     else:
-        ends = [annealed(options, start, ablation.anneal, variant.steps) for start in at]
+        ends = [annealing_of(options, start, ablation.anneal) for start in at]
         trunk = _pretraining(variant, seed, replace(ends[-1], milestones=_joined(at[:-1])))
         branches = zip(ends[:-1], at[:-1], strict=True)
         jobs = [trunk, *(_pretraining(variant, seed, end, trunk, start) for end, start in branches)]
@@ -226,19 +226,16 @@ def lengths_at(variant: PlannedVariant, points: Sequence[MeasuredPoint]) -> tupl
     return tuple(variant.length_at(point) for point in points if point.seed == points[0].seed)
 
 
-def annealed(options: PretrainOptions, start: int, fraction: float, steps: int) -> PretrainOptions:
+def annealing_of(options: PretrainOptions, start: int, fraction: float) -> PretrainOptions:
     """Options of a training whose learning rate is constant after the warm-up until step `start` and then falls to 0
     within `fraction * start` further steps. The stage of `first_length` also lasts until `start`, so that all such
-    trainings are equal up to that step.
-
-    Args:
-        steps: number of steps that a fractional warm-up refers to.
-    """
-    end = start + max(1, round(fraction * start))
-    warmup = float(warmup_steps(replace(options.schedule, name="constant"), steps))
-    schedule = ScheduleOptions("wsd", warmup, decay=(end - start) / end)
-    learning_rate_factor(schedule, 0, end)  # refuses a warm-up that ends after the point
-    return replace(options, steps=end, schedule=schedule, stages=replace(options.stages, first_fraction=start / end))
+    trainings are equal up to that step."""
+    schedule = replace(options.schedule, name="constant", final=0.0)
+    schedule = replace(schedule, warmup=float(warmup_steps(schedule, options.steps)))
+    learning_rate_factor(schedule, 0, start)  # refuses a warm-up that ends after the point
+    constant = replace(options, schedule=schedule)
+    found = annealed(constant, start, max(1, round(fraction * start)))
+    return replace(found, stages=replace(options.stages, first_fraction=start / found.steps))
 
 
 def _joined(steps: Sequence[int]) -> str | None:

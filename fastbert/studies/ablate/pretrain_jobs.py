@@ -1,28 +1,24 @@
 """Pretraining job of an ablation: runs or resumes `fastbert pretrain`, and returns a row of results.
 
-A branch starts as a folder with a checkpoint of another run and its own schedule, and is then resumed. Up to that
-checkpoint both schedules give the same learning rates, so the result equals that of a run with the branch's schedule
-from the first step.
+A branch starts as a folder with a checkpoint of another run and its own schedule, and is then resumed
+(fastbert/pretraining/branch.py).
 """
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import digest, from_dict
+from fastbert.config import from_dict
 from fastbert.errors import UserError
-from fastbert.files import atomic_folder
-from fastbert.pretraining.options import PretrainOptions, science
+from fastbert.pretraining.branch import branch
+from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.pretrain import pretrain
-from fastbert.pretraining.run import RunFolder
 from fastbert.records import check, read_json
 from fastbert.studies.engine.outcomes import RUN, ended, failure
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.evaluate_jobs import EVALUATE, check_evaluated
 from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
-from fastbert.training.checkpoints import read_state
 from fastbert.training.logbook import read_metrics
 
 PRETRAIN, BRANCH = "pretrain", "branch"  # the kinds of these jobs
@@ -69,33 +65,6 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
             "device": last["resolved"]["device"],
         },
     }
-
-
-def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> None:
-    """Creates the folder of a run that begins with the first steps of `trunk`, ready to be resumed.
-
-    Args:
-        trunk: folder of a run with a checkpoint at `step`.
-        options: options of the new run, whose learning rates up to `step` equal the trunk's.
-        out: folder to write, whole or not at all.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    source = RunFolder(trunk)
-    checkpoint = source.checkpoints / f"step-{step:08d}"
-    if not checkpoint.is_dir():
-        raise UserError(f"there is no checkpoint {checkpoint} to branch off from; remove {trunk}, and it runs again")
-    manifest = read_json(source.manifest, "the run's manifest")
-    described = science(options, manifest["data"]["fingerprint"])
-    # The checkpoint's state is sealed and names the trunk's options: the branch records that it was copied.
-    begins = {"step": step, "science": read_state(checkpoint)[1].get("science")}
-    manifest |= {"experiment": digest(described), "science": described, "branch": begins, "sessions": []}
-    with atomic_folder(out) as folder:
-        # Checkpoint files are never rewritten, so both runs can link to the same files.
-        shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name, copy_function=os.link)
-        shutil.copy(source.metrics, folder)  # later records are dropped when it is resumed
-        RunFolder(folder).write(options, manifest, source.tokenizer)
 
 
 def check_ablation_row(row: ResultRow, where: str) -> None:
