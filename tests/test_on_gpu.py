@@ -59,7 +59,7 @@ def read(out: Path, part: str) -> dict:
 def dry_run(prepared: Path, tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("gpu") / "out"
     done = run(
-        out, "--parts", "correctness,throughput,composition,pretrain", "--data", str(prepared), "--minutes", "0.06"
+        out, "--parts", "correctness,throughput,composition,pretrain", "--data", str(prepared), "--minutes", "0.15"
     )
     assert done.returncode == 0, done.stderr
     assert "IMPORTED []" in done.stderr
