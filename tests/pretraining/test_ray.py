@@ -34,7 +34,7 @@ def ray_flags(tmp_path_factory) -> Iterator[list[str]]:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise Ray writes a token to the home directory
         cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False},
+            head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20},
             shutdown_at_exit=False,
         )
         yield [*RAY, "--ray-address", cluster.address]
