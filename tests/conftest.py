@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # What fastbert remembers goes to a cache of this process; matplotlib's fonts and the hub's files stay where they are.
 os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib")
@@ -23,17 +24,19 @@ torch.set_num_threads(1)
 
 SLOWEST = (
     "kernels/test_compilation.py",
-    "kernels/attention/test_triton.py",
-    "test_study_on_gpu.py",
     "pretraining/test_ray.py",
-    "training/test_failures.py",
+    "test_study_on_gpu.py",
     "studies/test_ablate.py",
     "training/test_parallel.py",
     "test_docs.py",
-    "pretraining/test_resume.py",
-    "kernels/sampling/test_triton.py",
+    "kernels/attention/test_triton.py",
     "studies/test_ends.py",
+    "kernels/sampling/test_triton.py",
+    "training/test_failures.py",
+    "pretraining/test_resume.py",
+    "test_extending.py",
     "test_on_gpu.py",
+    "studies/test_ray.py",
 )
 
 

@@ -70,6 +70,8 @@ def toy(arguments: list[str]) -> list[str]:
         path = Path(rest[0]).with_stem(f"toy-{Path(rest[0]).stem}")
         tasks = STUDY_TASKS if "tasks" in yaml.safe_load(Path(rest[0]).read_text()) else {}
         path.write_text(yaml.safe_dump({"inherits": rest[0], **STUDY[job], **tasks}))
+        if "--workers" in rest:
+            rest[rest.index("--workers") + 1] = "1"
         return [job, str(path), *rest[1:]]
     if job not in TOY or set(UNTOUCHED) & set(rest):
         return arguments

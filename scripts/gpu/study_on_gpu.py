@@ -21,6 +21,7 @@ import yaml
 
 from fastbert.errors import UserError
 from fastbert.streams import echo
+from fastbert.studies.ablate import costs
 from fastbert.studies.ablate.ablate import ABLATION, ablate
 from fastbert.studies.ablate.options import AblateOptions, load_ablation
 from fastbert.studies.engine.store import RESULTS
@@ -58,6 +59,7 @@ def main() -> int:
     config, folder = args.config, Path("runs") / args.config.stem
     args.out.mkdir(parents=True, exist_ok=True)
     if args.toy:
+        costs.ROUND_STEPS = 2
         config = args.out / args.config.name
         config.write_text(yaml.safe_dump({"inherits": str(args.config.resolve()), **TOY}), encoding="utf-8")
     if args.previous and not (folder / RESULTS).exists():

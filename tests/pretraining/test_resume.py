@@ -16,42 +16,34 @@ from fastbert.pretraining import loop
 from fastbert.training.checkpoints import Checkpointer
 from fastbert.training.logbook import Logbook
 from tests.flags import last_given, main
+from tests.processes import in_child
 from tests.stand_ins import around_steps, stop_before, stopped_clock
 
 TIMES = ("tokens_per_second", "mfu")
 
-# Runs a job in a process that kills itself with SIGKILL: before the update of a step, or inside the save of a
-# checkpoint or export, with all files written and the folder not yet renamed.
-KILLER = """
-import os, signal, sys
-where, name, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
-import fastbert.pretraining.loop as loop
-from fastbert.cli import main
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-if where == "step":
-    real = loop.Trainer.train_step
-    def stepping(self, number):
-        if number == int(name):
-            die()
-        real(self, number)
-    loop.Trainer.train_step = stepping
-else:
-    rename = os.rename
-    def renaming(source, target, *rest, **more):
-        if str(target).endswith(name):
-            die()
-        rename(source, target, *rest, **more)
-    os.rename = renaming
-sys.exit(main(arguments))
-"""
-
 
 def run_and_die(where: str, name: object, arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, where, str(name), *last_given(arguments)], capture_output=True, timeout=300
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    """Runs a job in a process that kills itself with SIGKILL: before the update of a step, or inside the save of a
+    checkpoint or export, with all files written and the folder not yet renamed."""
+    train_step, rename = loop.Trainer.train_step, os.rename
+
+    def stepping(trainer: loop.Trainer, number: int) -> None:
+        if number == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        train_step(trainer, number)
+
+    def renaming(source: object, target: object, *rest: object, **more: object) -> None:
+        if str(target).endswith(str(name)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target, *rest, **more)
+
+    def before() -> None:
+        if where == "step":
+            loop.Trainer.train_step = stepping
+        else:
+            os.rename = renaming
+
+    assert in_child(lambda: main(arguments), before) == -signal.SIGKILL
 
 
 def metrics(run: Path) -> list[dict]:

@@ -4,6 +4,7 @@ that fails."""
 import json
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fastbert.pretraining import setup
 from fastbert.pretraining.options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
 from fastbert.pretraining.zero_shot.pll import measure_pll
+from fastbert.studies.ablate import costs
 from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.ablate.pretrain_jobs import pretrain_job
@@ -64,6 +66,13 @@ def hashes(out: Path) -> dict[str, str]:
         name = str(path.parent.relative_to(out))
         found[name] = files["model.safetensors"]["sha256"] + files["optimizer.safetensors"]["sha256"]
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps_are_timed() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "ROUND_STEPS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")

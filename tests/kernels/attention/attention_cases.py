@@ -1,6 +1,6 @@
 """Runs the attention kernels on ragged cases and prints, as JSON, the largest errors of values and gradients against
-the float64 reference, next to those of the reference in the same precision. Fails if two runs differ in a bit or
-PyTorch's checks of the operators fail. The argument is the name of a group of cases; runs on a GPU or, with
+the float64 reference, next to those of the reference in the same precision. Fails if PyTorch's checks of the operators
+fail or, on a GPU, two runs differ in a bit. The argument is the name of a group of cases; runs on a GPU or, with
 TRITON_INTERPRET=1, on the CPU."""
 
 import json
@@ -24,6 +24,8 @@ from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 GENERATOR = torch.Generator().manual_seed(0)
+# Uninitialized memory is NaN: a result that depends on it is not finite.
+torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -59,7 +61,8 @@ def run(case: str, function: Callable, reference: Callable, tensors: Sequence[Te
         [(x.double() - true).abs().max().item() for x in both] for true, *both in zip(exact, ours, plain, strict=True)
     ]
     assert all(x.isfinite().all() for x in ours), case
-    assert all(torch.equal(a, b) for a, b in zip(ours, results(function), strict=True)), case
+    if not INTERPRETED:  # the interpreter runs one program after another, so only memory could differ
+        assert all(torch.equal(a, b) for a, b in zip(ours, results(function), strict=True)), case
     print(json.dumps({"case": case, "errors": errors}), flush=True)
 
 
@@ -196,8 +199,8 @@ def dense() -> None:
     run_dense(torch.float32, 2, 40, 17, 2, parts=True)
     for length, size in ((1, 16), (33, 128), (64, 8)):
         run_dense(torch.float32, 2, length, size, 1)
-    launches.PROGRAMS = 8  # two groups of sequences, the second smaller, instead of a group for each
-    run_dense(torch.float32, 5, 33, 16, 1, 0.1)
+    launches.PROGRAMS = 16  # two groups of sequences, the second smaller, instead of a group for each
+    run_dense(torch.float32, 3, 33, 16, 1, 0.1)
 
 
 def low() -> None:

@@ -1,11 +1,7 @@
 """The attention kernels under Triton's interpreter, against the float64 reference; and compiled for
 GPUs that this machine lacks."""
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,11 +14,17 @@ from fastbert_kernels.attention import triton_launch
 from fastbert_kernels.attention.triton_launch import attention_forward
 from fastbert_kernels.compilation import SHARED_LIMIT, Resources, compile_target
 
-CASES = Path(__file__).parent / "attention_cases.py"
+from tests.kernels.interpreted import interpreter
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[Callable[[str], list[dict]]]:
+    with interpreter(Path(__file__).parent / "attention_cases.py") as rows:
+        yield rows
 
 
 @pytest.mark.parametrize("group", ["dense", "low", "packed", "untied"])
-def test_values_and_gradients(group: str) -> None:
+def test_values_and_gradients(group: str, interpreted) -> None:
     rows = interpreted(group)
     assert len(rows) > 2
     for row in rows:
@@ -31,16 +33,8 @@ def test_values_and_gradients(group: str) -> None:
 
 
 @pytest.mark.parametrize("group", ["check_operators", "check_edges"])
-def test_operators(group: str) -> None:
+def test_operators(group: str, interpreted) -> None:
     assert interpreted(group) == []
-
-
-def interpreted(group: str) -> list[dict]:
-    """Rows of a group of cases, from a process in which kernels are interpreted."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, CASES, group], capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def compiled(

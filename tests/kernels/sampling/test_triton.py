@@ -1,10 +1,7 @@
 """The sampling kernels under Triton's interpreter, against the reference; and compiled for GPUs that this machine
 lacks."""
 
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,21 +12,17 @@ from fastbert_kernels import sample_candidates, sample_distinct
 from fastbert_kernels.compilation import Resources, compile_target
 from fastbert_kernels.sampling.dispatch import MAX_SAMPLES, MAX_WORDS
 
-from tests.kernels.sampling.test_sampling import assert_distribution
-
-CASES = Path(__file__).parent / "sampling_cases.py"
+from tests.kernels.interpreted import interpreter
 
 
-def interpreted(group: str) -> list[dict]:
-    """Rows of a group of cases, from a process in which kernels are interpreted."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, CASES, group], capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[Callable[[str], list[dict]]]:
+    with interpreter(Path(__file__).parent / "sampling_cases.py") as rows:
+        yield rows
 
 
 @pytest.mark.parametrize("group", ["vocabularies", "distributions", "candidates"])
-def test_the_samples_are_those_of_the_reference(group: str) -> None:
+def test_the_samples_are_those_of_the_reference(group: str, interpreted) -> None:
     """Rare exceptions are rows in which rounding moves the boundary between two words past the noise."""
     rows = interpreted(group)
     assert len(rows) > 1
@@ -37,13 +30,7 @@ def test_the_samples_are_those_of_the_reference(group: str) -> None:
     assert sum(row["other"] for row in rows) <= 0.3, rows
 
 
-def test_the_distribution() -> None:
-    (row,) = interpreted("pairs")
-    samples = torch.tensor(row["pairs"]).repeat_interleave(torch.tensor(row["counts"]), 0)
-    assert_distribution(samples, row["probabilities"])
-
-
-def test_operators() -> None:
+def test_operators(interpreted) -> None:
     assert interpreted("check_operators") == []
 
 
