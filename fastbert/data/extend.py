@@ -1,8 +1,8 @@
 """`fastbert extend-vocab`: appends entries for the words of another domain or language to a WordPiece vocabulary.
 
-The entries become part of WordPiece's vocabulary. Added tokens, the usual way, match anywhere in a text and so cut other
-words in the middle. The ids of the old entries do not change, so `fastbert pretrain --init-from` reads a model of the old
-vocabulary and makes rows for the new entries.
+The entries become part of WordPiece's vocabulary. Added tokens would match anywhere in a text, and so cut other words in
+the middle. The ids of the old entries do not change: `fastbert pretrain --init-from` reads a model of the old vocabulary
+and makes rows for the new entries.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ class ExtendOptions:
 
     Entries are chosen in this order: single characters whose absence makes words [UNK]; whole words, by the number of
     tokens that they save, which is (pieces - 1) times the number of occurrences, at least 2; if words run out, pieces
-    that join two adjacent pieces, by their number of occurrences. Ties are broken by spelling, so the result depends only
-    on text and options. At most 64 MiB of the text, sampled evenly, are counted.
+    that join two adjacent pieces, by their number of occurrences. Ties are broken by spelling, so the result depends
+    only on text and options. At most 64 MiB of the text, sampled evenly, are counted.
 
     Continue with `fastbert prepare --tokenizer OUT` and `fastbert pretrain --init-from`."""
 
@@ -93,13 +93,13 @@ def extend_vocabulary(options: ExtendOptions) -> dict[str, Any]:
     if not (added := len(chosen.all)):
         raise UserError(
             f"nothing to append to the tokenizer in {options.tokenizer}: each word that occurs twice in "
-            f"{options.source} is an entry already, and no two pieces adjoin twice; use the tokenizer as it is, or give "
-            "more or other text"
+            f"{options.source} is an entry already, and no two pieces are adjacent twice; use the tokenizer as it is, "
+            "or give more or other text"
         )
     if added < options.words:
         echo(
-            f"{added:,} entries are appended instead of {options.words:,}: {options.source} has no further word, and no "
-            "further pair of pieces, that occurs twice"
+            f"{added:,} entries are appended instead of {options.words:,}: {options.source} has no further word, and "
+            "no further pair of adjacent pieces, that occurs twice"
         )
     extended = dataclasses.replace(wordpiece, tokens=(*wordpiece.tokens, *chosen.all))
     result = {

@@ -1,7 +1,7 @@
 """Choice of the entries that extend a WordPiece vocabulary, from the counts of the words of a text.
 
-WordPiece cuts a word greedily: at each index the longest entry that matches is used. So a new entry e changes only the
-words in which e matches at the beginning of a piece, and that piece is the longest proper prefix of e in the vocabulary.
+WordPiece cuts a word greedily: at each index the longest entry that matches is used. So a new entry changes only words
+in which it matches at the beginning of a piece, and that piece is the longest proper prefix of it in the vocabulary.
 """
 
 import heapq
@@ -34,10 +34,11 @@ class NewEntries:
 def choose_entries(
     wordpiece: WordPiece, counts: Mapping[str, int], most: int, report: Callable[[int], None] = lambda done: None
 ) -> NewEntries:
-    """Chooses at most `most` entries for a text. The result depends only on the arguments: ties are broken by spelling.
+    """Chooses at most `most` entries for a text. The result depends only on the arguments: ties are broken by
+    spelling.
 
-    - A character is chosen if it makes words [UNK] and occurs often enough in them: as for a vocabulary that is trained,
-      1 / (WORTH * entries) of all characters, and at least LEAST times.
+    - A character is chosen if it makes words [UNK] and occurs often enough in them: 1 / (WORTH * entries) of all
+      characters, as when a vocabulary is trained, and at least LEAST times.
     - Then words, each time the one with the highest count * (pieces - 1), with the pieces into which the vocabulary so
       far cuts it. Words of fewer than LEAST occurrences, longer than `longest_word` or still [UNK] are not chosen.
     - If words run out, pieces that join two adjacent pieces, each time the one that occurs most often.
@@ -107,8 +108,8 @@ def _words(vocabulary: set[str], counts: Mapping[str, int], most: int, report: C
 
 
 def _pieces(vocabulary: set[str], counts: Mapping[str, int], most: int, report: Callable[[int], None]) -> list[str]:
-    """Pieces that join two adjacent ones, each of which occurs most often in the words that are still cut; they are added
-    to `vocabulary`."""
+    """Pieces that join two adjacent ones, each the one that occurs most often in the words that are still cut; they
+    are added to `vocabulary`."""
     cuts: dict[str, list[str]] = {}
     often: dict[str, int] = defaultdict(int)
     holders: dict[str, set[str]] = defaultdict(set)  # piece -> the words that it is a part of

@@ -90,8 +90,8 @@ def check_source(spec: str, column: str = COLUMN) -> None:
 
 
 def has_columns(spec: str) -> bool:
-    """Returns True if a source has a table or a dataset, whose text is in a column. Raises a UserError if a file does not
-    exist."""
+    """Returns True if a source has a table or a dataset, whose text is in a column. Raises a UserError if a file does
+    not exist."""
     names = [one for one in paths(spec, _exists) if one not in NAMED]
     return any(one.startswith(HUB) or any(map(is_table, find_files(one, HINT))) for one in names)
 
