@@ -175,11 +175,11 @@ def bench(arguments: list[str]) -> int:
 
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "train a tokenizer and tokenize text into memory-mapped shards"),
-    "pretrain": (pretrain, "train an encoder, or resume a run"),
     "extend-vocab": (
         partial(check_and_run, "extend-vocab"),
         "append entries for the words of a new domain or language",
     ),
+    "pretrain": (pretrain, "train an encoder, or resume a run"),
     "ablate": (
         partial(study, "ablate", "fastbert.studies.ablate.options:load_ablation"),
         "compare pretraining variants at equal cost",

@@ -1,8 +1,8 @@
 """`fastbert extend-vocab`: appends entries for the words of another domain or language to a WordPiece vocabulary.
 
-The entries become part of WordPiece's vocabulary. Added tokens would match anywhere in a text, and so cut other words in
-the middle. The ids of the old entries do not change: `fastbert pretrain --init-from` reads a model of the old vocabulary
-and makes rows for the new entries.
+The entries become part of WordPiece's vocabulary. Added tokens would match anywhere in a text, and so cut other words
+in the middle. The ids of the old entries do not change: `fastbert pretrain --init-from` reads a model of the old
+vocabulary and makes rows for the new entries.
 """
 
 import dataclasses

@@ -72,6 +72,18 @@ class PretrainScheduleOptions(ScheduleOptions):
 
 
 @dataclass(frozen=True)
+class PretrainOptimizerOptions(OptimizerOptions):
+    """The optimizer and its constants."""
+
+    keep: bool = False
+    """Start with the moments and step counters of the run or checkpoint of --init-from, which must have the same
+    objective, optimizer and parameters; the moments of new words are zero. Otherwise the optimizer is fresh."""
+
+    def inactive(self) -> set[str]:
+        return super().inactive() | (set() if self.keep else {"keep"})
+
+
+@dataclass(frozen=True)
 class _PretrainOptions:
     """Pretrain an encoder. A YAML file, by path or by name (tiny, wikipedia, small, base, modernbert, ...), sets any of
     these options; flags override it."""
@@ -99,7 +111,9 @@ class _PretrainOptions:
     """Resume the run in --out from its newest checkpoint, exactly. `--resume runs/x` is short for --out runs/x
     --resume."""
     init_from: str | None = None
-    """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
+    """Start from the weights of a run, an export, or a Hugging Face BERT folder. A run or checkpoint of the same
+    objective gives all its networks. The data may have further words, with ids after those of the model (fastbert
+    extend-vocab): their rows start as the mean of the pieces that spelled the word."""
 
     objective: str = choice("mlm", OBJECTIVES)
     """Pretraining objective: mlm (masked language modeling, BERT), electra (replaced token detection, arXiv
@@ -157,7 +171,7 @@ class _PretrainOptions:
     """host:port of a running Ray cluster; without it --launch ray starts Ray on this machine for this call."""
 
     notes: NoteDictionaryOptions = field(default_factory=NoteDictionaryOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    optimizer: PretrainOptimizerOptions = field(default_factory=PretrainOptimizerOptions)
     schedule: PretrainScheduleOptions = field(default_factory=PretrainScheduleOptions)
     machine: PretrainMachineOptions = field(default_factory=PretrainMachineOptions, metadata=MACHINE)
 
@@ -222,6 +236,8 @@ class _PretrainOptions:
                 check_downloaded(self.tokenizer, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
         if self.init_from is not None:
             check_model_folder(self.init_from)
+        elif self.optimizer.keep:
+            raise UserError("--optimizer.keep has no effect without --init-from, whose moments it keeps; leave it out")
 
     def milestone_steps(self) -> frozenset[int]:
         """The steps of `milestones`.

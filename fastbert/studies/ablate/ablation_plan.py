@@ -17,13 +17,13 @@ from fastbert.model.config import check_length
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
+from fastbert.pretraining.initial import tokenizer_to_prepare
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
     check_networks,
     data_fingerprint,
     data_folder,
     prepare_setup,
-    tokenizer_to_prepare,
 )
 from fastbert.pretraining.zero_shot.pairs import distinct_sentences, short_pairs
 from fastbert.pretraining.zero_shot.scorer import Scorer
