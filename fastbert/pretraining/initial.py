@@ -104,7 +104,7 @@ def load_initial(objective: Objective, options: PretrainOptions, vocabulary: Wor
     weights = pretrained.weights
     if checkpoint is not None and checkpoint.state.get("objective") == options.objective:
         weights = {name: value for name, value in checkpoint.tensors["model"].items() if not name.startswith("notes.")}
-    weights = with_new_rows(weights, objective, tokenizer_of(pretrained), vocabulary)
+    weights = with_new_rows(weights, objective, tokenizer_of(pretrained), vocabulary, source)
     initial = objective.state_dict()
     shapes = [_shapes_by_network(objective, named) for named in (weights, initial)]
     same = {network for network, found in shapes[0].items() if network == "encoder" or found == shapes[1].get(network)}
@@ -132,7 +132,7 @@ def _shapes_by_network(objective: Objective, weights: Mapping[str, Tensor]) -> d
 
 
 def with_new_rows(
-    weights: Mapping[str, Tensor], objective: Objective, old: WordPiece, new: WordPiece
+    weights: Mapping[str, Tensor], objective: Objective, old: WordPiece, new: WordPiece, source: str
 ) -> dict[str, Tensor]:
     """Weights with rows for the words that `new` appends to `old`; the other rows are equal to the bit.
 
@@ -155,8 +155,12 @@ def with_new_rows(
             grown[tensor.data_ptr()] = _with_means(tensor, objective.config.vocab_size, cuts, len(old.tokens))
         found[name] = grown[tensor.data_ptr()]
     unknown = sum(cut is None for cut in cuts)
-    rest = f"; {plural(unknown, 'word')} with an unknown character: the mean of all rows" if unknown else ""
-    echo(f"{plural(len(words), 'new row')} of the word embedding: the mean of the pieces that spelled each word{rest}")
+    entries = "1 entry" if unknown == 1 else f"{unknown:,} entries"
+    rest = f"; for {entries} with a character that it lacks, of all rows" if unknown else ""
+    echo(
+        f"{plural(len(words), 'new row')} of the word embedding: the mean of the rows of the pieces into which "
+        f"{source} cut each{rest}"
+    )
     return found
 
 
