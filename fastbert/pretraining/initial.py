@@ -239,6 +239,7 @@ def keep_moments(
     if "optimizer" not in checkpoint.tensors:
         raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no optimizer.safetensors")
     new = slice(len(tokenizer_of(pretrained).tokens), len(vocabulary.tokens))
+    # LAMB and apex count their steps in the groups.
     constants = [
         {key: value for key, value in group.items() if key not in ("params", "step")}
         for group in optimizer.param_groups

@@ -232,6 +232,21 @@ def test_the_optimizer_starts_with_the_moments_of_the_run(name, run, prepared, g
         assert constants == [((0.9, 0.9), 0.5), ((0.9, 0.9), 0)]
 
 
+@pytest.mark.parametrize("name", ["muon", "lamb"])
+def test_the_state_of_other_optimizers(name, prepared, tmp_path) -> None:
+    """All tensors are those of the checkpoint; LAMB has its step counter in the groups."""
+    out = short_run(tmp_path / "run", prepared, **SIZES, optimizer={"name": name})
+    setup = short_setup(prepared, init_from=out, optimizer={"name": name, "keep": True, "learning_rate": 0.1})
+    objective = setup.objective()
+    optimizer = setup.updater(objective).optimizer
+    keep_moments(optimizer, objective, setup.options, setup.vocabulary, ONE_PROCESS)
+    before = read_checkpoint(out / "checkpoints" / "step-00000003").tensors["optimizer"]
+    after, _ = flatten_optimizer(optimizer)
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in after)
+    assert {int(value) for key, value in after.items() if key.endswith("step")} == {3}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+
+
 def test_each_of_two_processes_has_a_part_of_the_moments(run, grown, tmp_path) -> None:
     options = short_options(grown, init_from=run("mlm"), optimizer=KEEP)
     codes = run_ranks(write_moments, 2, tmp_path / "ranks", options, str(tmp_path / "moments.safetensors"))
