@@ -33,10 +33,10 @@ NewWords = Annotated[int, Range(1, 2**20)]
 class ExtendOptions:
     """Append entries for the words of a text to a tokenizer. The ids of its old entries do not change.
 
-    Entries are chosen in this order: single characters whose absence makes words [UNK]; whole words, by the number of
-    tokens that they save, which is (pieces - 1) times the number of occurrences, at least 2; if words run out, pieces
-    that join two adjacent pieces, by their number of occurrences. Ties are broken by spelling, so the result depends
-    only on text and options. At most 64 MiB of the text, sampled evenly, are counted.
+    Entries are chosen in this order: single characters whose absence makes words [UNK]; whole words that occur at least
+    twice, by the number of tokens that they save in the text; if words run out, pieces that join two adjacent pieces,
+    by their number of occurrences. Ties are broken by spelling, so the result depends only on text and options. At most
+    64 MiB of the text, sampled evenly, are counted.
 
     Continue with `fastbert prepare --tokenizer OUT` and `fastbert pretrain --init-from`."""
 

@@ -113,8 +113,8 @@ def restore_optimizer(
 def grow_moments(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict, names: Collection[str], new: slice
 ) -> tuple[dict[str, Tensor], dict]:
-    """The output of `flatten_optimizer`, in which the moments of some parameters have the number of rows of those in
-    `optimizer`.
+    """The output of `flatten_optimizer`, with the number of rows of `optimizer` in the moments of the parameters
+    `names`.
 
     Args:
         names: parameters with a row for each word.
