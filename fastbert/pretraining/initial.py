@@ -158,8 +158,8 @@ def with_new_rows(
     entries = "1 entry" if unknown == 1 else f"{unknown:,} entries"
     rest = f"; for {entries} with a character that it lacks, of all rows" if unknown else ""
     echo(
-        f"{plural(len(words), 'new row')} of the word embedding: the mean of the rows of the pieces into which "
-        f"{source} cut each{rest}"
+        f"{plural(len(words), 'new row')} of the word embedding, each the mean of the rows of the pieces that spelled "
+        f"the word in {source}{rest}"
     )
     return found
 
