@@ -3,7 +3,7 @@
 Only the last tokens of the stream, which do not fill a row, are dropped. The order is a keyed permutation of the rows
 for each epoch: a function of the seed and the sequence's number in the run, so any batch can be read without the
 previous ones. If a run has sequences of two lengths, the stream is cut again for the second one, with different
-permutations.
+permutations. With replay, the rows of two streams alternate: see `fastbert.data.replay`.
 
 Shapes: B rows, T tokens.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastbert.data.note_words import NoteWords, Occurrences, StepWords, to_device
+from fastbert.data.replay import ReplaySchedule
 from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
 from fastbert.randomness import permute
@@ -132,6 +133,54 @@ class PackedRows:
         return self.read(rows[part], row_indices[part], device, step_words, counted)
 
 
+class JoinedStreams:
+    """Two streams behind each other. The second begins at a multiple of `width` tokens, so that no row of `width`
+    tokens has tokens of both."""
+
+    def __init__(self, first: Stream, second: Stream, width: int) -> None:
+        self.first, self.second = first, second
+        self.border = -(-len(first) // width) * width
+        """Position of the second stream's first token."""
+
+    def __len__(self) -> int:
+        return self.border + len(self.second)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start ... stop - 1, all of one stream."""
+        if start >= self.border:
+            return self.second.read(start - self.border, stop - self.border)
+        return self.first.read(start, stop)
+
+
+class ReplayedRows(PackedRows):
+    """Rows of new data and, behind them, rows of old data."""
+
+    def __init__(self, new: PackedRows, old: PackedRows, fraction: float) -> None:
+        """
+        Args:
+            new, old: rows of the same length.
+            fraction: fraction of the old rows in a run.
+        """
+        width = new.length - 1
+        joined = JoinedStreams(new.stream, old.stream, width)
+        noted = None if new.noted is None else new.noted.joined(old.noted, joined.border, fraction)
+        super().__init__(joined, new.length, new.cls_id, new.sep_id, new.document_mask, noted)
+        self.new_rows, self.old_rows, self.first_old = len(new), len(old), joined.border // width
+
+    def __len__(self) -> int:
+        """Number of whole rows."""
+        return self.new_rows + self.old_rows
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Order of the rows of a run with replay."""
+
+    schedule: ReplaySchedule
+    seed: int
+    """Seed of the order of the old rows."""
+
+
 def documents_of(input_ids: Tensor, sep_id: int) -> tuple[Tensor, Tensor]:
     """Document ids and positions of packed rows.
 
@@ -161,10 +210,12 @@ class TrainingBatches:
         seed: int,
         device: torch.device,
         world: World = ONE_PROCESS,
+        replay: Replay | None = None,
     ) -> None:
         """
         Args:
-            rows: length -> the stream cut into rows of this length, for each length of the plan.
+            rows: length -> the stream cut into rows of this length, for each length of the plan; with `replay`
+                `ReplayedRows`.
             micro_batch_size: rows of the plan's last length; the number of shorter rows is scaled to the same number of
                 tokens.
 
@@ -172,13 +223,19 @@ class TrainingBatches:
             UserError: the corpus has fewer rows than one batch.
         """
         for stage in plan.stages:
-            if len(rows[stage.length]) < stage.batch_size:
+            count = rows[stage.length].new_rows if replay else len(rows[stage.length])
+            if count < stage.batch_size:
                 raise UserError(
-                    f"the corpus has {len(rows[stage.length])} sequences of {stage.length} tokens, less than one batch "
-                    f"of {stage.batch_size}; lower --batch-size or --length, or add text"
+                    f"the corpus has {count} sequences of {stage.length} tokens, less than one batch of "
+                    f"{stage.batch_size}; lower --batch-size or --length, or add text"
+                )
+            if replay and not rows[stage.length].old_rows:
+                raise UserError(
+                    f"the old data of --replay.data has less than one sequence of {stage.length} tokens; lower "
+                    "--length, or give more text"
                 )
         self.rows, self.plan, self.micro_batch_size = rows, plan, micro_batch_size
-        self.seed, self.device, self.world = seed, device, world
+        self.seed, self.device, self.world, self.replay = seed, device, world, replay
 
     def at(self, step: int) -> Iterator[Batch]:
         """Micro-batches of this rank in `step` (from 0), the same number on every rank."""
@@ -193,12 +250,23 @@ class TrainingBatches:
 
     def order(self, numbers: np.ndarray, length: int) -> np.ndarray:
         """Rows of the stream, int64, for the sequences of this `length` with these numbers in the run (from 0)."""
-        count, cut = len(self.rows[length]), self.plan.lengths.index(length)
+        rows = self.rows[length]
+        if self.replay is None:
+            return self._permuted(numbers, length, len(rows), self.seed)
+        old, within = self.replay.schedule.divide(numbers)
+        out = np.empty(len(numbers), dtype=np.int64)
+        out[~old] = self._permuted(within[~old], length, rows.new_rows, self.seed)
+        out[old] = rows.first_old + self._permuted(within[old], length, rows.old_rows, self.replay.seed)
+        return out
+
+    def _permuted(self, numbers: np.ndarray, length: int, count: int, seed: int) -> np.ndarray:
+        """Rows with these numbers in the order of `count` rows of a stream, which is another one in each epoch."""
+        cut = self.plan.lengths.index(length)
         epoch, within = np.divmod(numbers, count)
         out = np.empty(len(numbers), dtype=np.int64)
         for e in np.unique(epoch):
             here = epoch == e
-            out[here] = permute(torch.from_numpy(within[here]), count, self.seed, (cut << 32) + int(e)).numpy()
+            out[here] = permute(torch.from_numpy(within[here]), count, seed, (cut << 32) + int(e)).numpy()
         return out
 
 

@@ -7,6 +7,7 @@ Shapes: R occurrences and P tokens of a micro-batch, U distinct words of a globa
 BUCKET with at least one padding entry; E windows of W tokens, padded to one of a few sizes.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -201,6 +202,18 @@ class NoteWords:
         )
         self.rows = len(stream) // self.width
 
+    def joined(self, other: "NoteWords", border: int, fraction: float) -> "NoteWords":
+        """The occurrences in this stream and, from position `border` on, in another one, of which this `fraction` of
+        the rows are read."""
+        out = copy.copy(self)
+        out.documents = np.concatenate([self.documents, other.documents + border])
+        out.positions = np.concatenate([self.positions, other.positions + border])
+        out.lengths = np.concatenate([self.lengths, other.lengths])
+        out.words = np.concatenate([self.words, other.words])
+        out.rows = border // self.width + other.rows
+        out.frequencies = self.frequencies.mixed(other.frequencies, fraction, self.width + 1)
+        return out
+
     @property
     def tokens(self) -> int:
         """Tokens of all occurrences."""
@@ -287,6 +300,15 @@ class NoteFrequencies:
     variance: float = 0.0
     """Variance of the number of occurrences in a row, divided by the row's tokens."""
     pieces: float = 0.0
+
+    def mixed(self, other: "NoteFrequencies", fraction: float, length: int) -> "NoteFrequencies":
+        """Frequencies in rows of `length` tokens of which this `fraction` have those of `other`."""
+        weights = ((self, 1 - fraction), (other, fraction))
+        mean, pieces = (
+            sum(weight * getattr(one, name) for one, weight in weights) for name in ("occurrences", "pieces")
+        )
+        square = sum(weight * (one.variance + one.occurrences**2 * length) for one, weight in weights)
+        return NoteFrequencies(mean, max(0.0, square - mean**2 * length), pieces)
 
 
 def window_sizes(frequencies: NoteFrequencies, rows: int, length: int, size: int) -> dict[int, float]:

@@ -61,6 +61,7 @@ _STATE = {
     "science?": {
         **{f"optimizer.{name}?": float for name in ("learning_rate", "weight_decay", "beta1", "beta2")},
         "schedule.warmup?": float,
+        "seed?": COUNT,
     },
 }
 # Tensors of a BERT that are not weights: buffers of older versions of transformers.
@@ -81,6 +82,13 @@ class Pretrained:
     """Description of the source, for messages and records."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Facts about the training of a checkpoint, for the model card."""
+    science: dict[str, Any] = field(default_factory=dict)
+    """Options that define the experiment of a checkpoint, by name."""
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the training, if it is a checkpoint."""
+        return self.science.get("seed")
 
     @property
     def has_head(self) -> bool:
@@ -328,7 +336,8 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
         **_recipe(checkpoint.state.get("science", {})),
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    return _pretrained(config, weights, tokenizer, f"the checkpoint {path}", known)
+    pretrained = _pretrained(config, weights, tokenizer, f"the checkpoint {path}", known)
+    return replace(pretrained, science=checkpoint.state.get("science", {}))
 
 
 def _recipe(science: dict[str, Any]) -> dict[str, str]:

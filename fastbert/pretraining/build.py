@@ -13,12 +13,13 @@ from fastbert.pretraining.exports import check_exports, export_lines, export_ste
 from fastbert.pretraining.finish import check_finish
 from fastbert.pretraining.initial import keep_moments
 from fastbert.pretraining.loop import STATE, Progress, Trainer, load_weights
+from fastbert.pretraining.other_data import replay_lines
 from fastbert.pretraining.run import (
     RunFolder,
     read_config,
     session,
 )
-from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.records import check, write_json
 from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpointer, check_space, on_all_ranks
@@ -26,6 +27,7 @@ from fastbert.training.hardware import describe_machine, peak_flops
 from fastbert.training.kernel_configurations import fix_kernels
 from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizers import implementation
+from fastbert.training.splits import OLD
 from fastbert.training.world import ONE_PROCESS
 
 
@@ -34,7 +36,8 @@ def describe_experiment(setup: PretrainSetup, experiment: dict[str, Any]) -> dic
     return {
         "experiment": configuration.digest(experiment),
         "science": experiment,
-        "data": {"folder": str(dataset.folder), "fingerprint": data_fingerprint(dataset)},
+        "data": {"folder": str(dataset.folder), "fingerprint": setup.fingerprint},
+        **({"replay": {"folder": str(setup.others[OLD].folder)}} if OLD in setup.others else {}),
         "encoder": setup.config.to_dict(),
         "sessions": [],
     }
@@ -103,6 +106,8 @@ def build_trainer(
         f"{flops:.2e} FLOPs; {shown_devices(setup)} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s "
         f"{'each ' if world.size > 1 else ''}({how})"
     )
+    for line in replay_lines(options, batches):
+        echo(line)
     sequences = batches.plan.tokens(0, options.steps) // options.length
     for line in setup.note_corpus.summary(sequences) if setup.note_corpus else ():
         echo(line)
@@ -134,6 +139,9 @@ def build_trainer(
         if world.first
         else NoLogbook(),
         validate=lambda length: setup.validate(objective, length),
+        best_by=options.best_by,
+        # What a run begins with is known from a model, and interesting if it is to learn without forgetting.
+        validated_first=options.init_from is not None or bool(setup.others),
         eval_every=options.eval_every,
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,

@@ -16,13 +16,14 @@ from fastbert.pretraining.evaluation import evaluate, shown
 from fastbert.pretraining.exports import export
 from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.run import RunFolder
-from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.progress import progress
 from fastbert.records import json_text, write_json
+from fastbert.report.learned import change_lines, changes
 from fastbert.report.run_page import PAGE, write_run_page
 from fastbert.report.runs import read_run
 from fastbert.streams import echo
-from fastbert.training.logbook import NothingToPlotError, plot_curves
+from fastbert.training.logbook import NothingToPlotError, plot_curves, read_metrics
 
 
 def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress: Progress) -> None:
@@ -63,7 +64,7 @@ def finish(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
             "sessions": progress.sessions,
         },
     )
-    print(summary(progress, figures, unigram, lines))
+    print(summary(progress, figures, unigram, [*change_lines(changes(read_metrics(run.metrics))), *lines]))
     written, problem = read_or_problem(read_run, run.path)
     if written:
         write_run_page(written, setup.options, data_facts(setup))
@@ -86,8 +87,16 @@ def data_facts(setup: PretrainSetup) -> dict[str, str]:
         "tokens for training": f"{len(train):,}",
         "tokens held out": f"{len(validation):,}",
         "vocabulary": f"{setup.config.vocab_size:,}",
-        "hash": data_fingerprint(setup.dataset),
+        **{f"held out as {name}": str(data.folder) for name, data in setup.others.items()},
+        **replayed_data(setup),
+        "hash": setup.fingerprint,
     }
+
+
+def replayed_data(setup: PretrainSetup) -> dict[str, str]:
+    """The old data among the rows, for the run's report page; empty without replay."""
+    replay = setup.options.replay
+    return {"old data": f"{100 * replay.fraction:g} % of the rows"} if replay.active else {}
 
 
 @progress("filling in the examples")

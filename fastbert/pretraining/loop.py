@@ -31,6 +31,7 @@ from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.options import ScheduleOptions
 from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.splits import NEW, best_loss, record_split
 from fastbert.training.step import Updater, objective_step, settle
 from fastbert.training.world import World
 
@@ -60,15 +61,23 @@ class Progress:
     window_measured: dict[str, float | None] = field(default_factory=dict)
     """Sums of the objective's other metrics; None where a summand was not finite."""
     best: float | None = None
-    """Lowest validation loss."""
+    """Lowest validation loss (of the split of --best-by)."""
     last_eval: dict[str, Any] = field(default_factory=dict)
     """The step of the last validation and its values; None for those that are not finite."""
+    last_metric: float | None = None
+    """The loss of that validation that `best` is the lowest of; None if it is not finite."""
 
 
 _NUMBER = (float, type(None))
 _PROGRESS = {
     **{f.name: COUNT for f in fields(Progress)},
-    **{"seconds": float, "window_loss": float, "window_measured": {str: _NUMBER}, "best": _NUMBER},
+    **{
+        "seconds": float,
+        "window_loss": float,
+        "window_measured": {str: _NUMBER},
+        "best": _NUMBER,
+        "last_metric": _NUMBER,
+    },
     "last_eval": {"step?": COUNT, "loss?": _NUMBER},
 }
 STATE = {"progress": _PROGRESS, "optimizer": dict, "metrics": {"records": COUNT, "sha256": str}}
@@ -83,7 +92,10 @@ class Trainer:
         updater: objective, optimizer and clipping, used by all steps.
         batches: batches of each step, and the plan of their sizes.
         learning_rate: peak of the schedule.
-        validate: length of a sequence -> name -> value, with at least `loss`.
+        validate: length of a sequence -> validation split -> name -> value, with at least `loss`; the run's own split
+            is the first.
+        best_by: the validation split whose loss decides which checkpoint is the best, or the mean of all.
+        validated_first: validate before the first step too.
         checkpointer: None on all ranks but the first, which also have no logbook.
         milestones: steps that are followed by a logged row, a validation and a checkpoint, like the last step.
         exports: steps that are followed by `export`, which writes the model for other programs.
@@ -100,12 +112,14 @@ class Trainer:
     schedule: ScheduleOptions
     checkpointer: Checkpointer | None
     logbook: Logbook | NoLogbook
-    validate: Callable[[int], dict[str, float]]
+    validate: Callable[[int], dict[str, dict[str, float]]]
     eval_every: int
     checkpoint_every: int
     log_every: int
     peak_flops: float
     state: dict[str, Any]
+    best_by: str = NEW
+    validated_first: bool = False
     milestones: frozenset[int] = frozenset()
     exports: frozenset[int] = frozenset()
     export: Callable[[Progress], None] = lambda progress: None
@@ -151,6 +165,8 @@ class Trainer:
             settle(self.updater, self.batches.at(progress.step), self.seed, progress.step)
         self._start_clock()
         progress.sessions += progress.step < self.steps
+        if self.validated_first and progress.step == 0:
+            self.run_validation()
         while progress.step < self.steps and interrupts.caught is None:
             with self.around(progress.step):
                 self.train_step(progress.step)
@@ -285,17 +301,20 @@ class Trainer:
         paused = time.perf_counter()
         self._require_finite()
         progress, last = self.progress, max(0, self.progress.step - 1)
-        values = self.validate(self.batches.plan.at(last).length)
-        row = {**values, "tokens": progress.tokens, **self._length_of(last)}
-        self.logbook.log(progress.step, "validation", row)
-        progress.last_eval = finite_or_none({"step": progress.step, **values})
-        loss = progress.last_eval["loss"]
+        measured = self.validate(self.batches.plan.at(last).length)
+        for name, values in measured.items():
+            row = {**values, "tokens": progress.tokens, **self._length_of(last)}
+            self.logbook.log(progress.step, record_split(name), row)
+        progress.last_eval = finite_or_none({"step": progress.step, **measured[NEW]})
+        losses = {name: finite_or_none(values["loss"]) for name, values in measured.items()}
+        progress.last_metric = loss = best_loss(losses, self.best_by)
         if loss is None:
             echo(
                 f"step {progress.step}: the validation loss is not finite, though all weights are: it does not count "
                 "as best"
             )
-        best = self._of_last_length(last) and loss is not None and (progress.best is None or loss < progress.best)
+        comparable = progress.step > 0 and self._of_last_length(last)
+        best = comparable and loss is not None and (progress.best is None or loss < progress.best)
         if best:
             progress.best = loss
         self._clock += time.perf_counter() - paused
@@ -325,7 +344,7 @@ class Trainer:
             progress.step,
             tensors,
             {**self.state, "progress": asdict(progress), "metrics": self.logbook.tally(), "optimizer": optimizer_state},
-            metric=progress.last_eval["loss"] if measured else None,
+            metric=progress.last_metric if measured else None,
             # While updates are skipped, finite weights may be useless: older checkpoints stay until an update succeeds.
             prune=progress.skipped_in_row == 0,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
+from fastbert.data.replay import ReplayOptions
 from fastbert.data.sources import check_source, source_files
 from fastbert.data.stages import StageOptions
 from fastbert.downloads import check_downloaded
@@ -34,6 +35,7 @@ from fastbert.ranges import (
     check_values,
 )
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
+from fastbert.training.splits import OLD, check_best_by, named_folders
 
 MEASUREMENTS = ("source", "pll", "pairs")  # of `fastbert evaluate`
 PLL_FORMS = ("salazar", "word-l2r")
@@ -140,6 +142,12 @@ class _PretrainOptions:
     """Validation interval in steps (default: a tenth of the run)."""
     eval_sequences: Count = field(default=512, metadata=BOOKKEEPING)
     """Sequences per validation, spread over the held-out text."""
+    eval_data: str | None = field(default=None, metadata=BOOKKEEPING)
+    """Further prepared data whose held-out documents are validated, by name: old=data/wiki,code=data/python. Its
+    vocabulary is that of --data or its beginning."""
+    best_by: str = field(default="new", metadata=BOOKKEEPING)
+    """Validation split whose loss decides which checkpoint is the best: new (that of --data), old (that of
+    --replay.data), a name in --eval-data, or mean (of all of them)."""
     checkpoint_every: Count | None = field(default=None, metadata=BOOKKEEPING)
     """Checkpoint interval in steps (default: a fifth of the run, at most 1000)."""
     keep_checkpoints: Count = field(default=2, metadata=BOOKKEEPING)
@@ -170,6 +178,7 @@ class _PretrainOptions:
     ray_address: str | None = field(default=None, metadata=BOOKKEEPING)
     """host:port of a running Ray cluster; without it --launch ray starts Ray on this machine for this call."""
 
+    replay: ReplayOptions = field(default_factory=ReplayOptions)
     notes: NoteDictionaryOptions = field(default_factory=NoteDictionaryOptions)
     optimizer: PretrainOptimizerOptions = field(default_factory=PretrainOptimizerOptions)
     schedule: PretrainScheduleOptions = field(default_factory=PretrainScheduleOptions)
@@ -186,6 +195,7 @@ class _PretrainOptions:
                 "use norms or memory of a part of each weight"
             )
         self._check_launch()
+        check_best_by(self.best_by, self.other_splits())
         self.milestone_steps()
         self.word_counts()
 
@@ -201,6 +211,21 @@ class _PretrainOptions:
             raise UserError("--launch ray needs the number of processes: --processes N, one for each GPU")
         if self.dry_run:
             raise UserError("--dry-run measures one process; leave out --launch and --processes")
+
+    def other_splits(self) -> list[str]:
+        """Names of the validation splits in addition to that of --data.
+
+        Raises:
+            UserError: --eval-data is no list of names and folders, or has the name of the old data.
+        """
+        names = list(named_folders(self.eval_data))
+        if self.replay.data is None:
+            return names
+        if OLD in names:
+            raise UserError(
+                f"--eval-data: {OLD} is the name of --replay.data, which is validated anyway; choose another name"
+            )
+        return [*names, OLD]
 
     @property
     def of_objective(self) -> ObjectiveOptions:
@@ -238,6 +263,15 @@ class _PretrainOptions:
             check_model_folder(self.init_from)
         elif self.optimizer.keep:
             raise UserError("--optimizer.keep has no effect without --init-from, whose moments it keeps; leave it out")
+        self.replay.check()
+        if self.replay.data is not None and not (Path(self.replay.data) / "dataset.json").is_file():
+            check_source(self.replay.data, "text")
+        for name, folder in named_folders(self.eval_data).items():
+            if not (Path(folder) / "dataset.json").is_file():
+                raise UserError(
+                    f"--eval-data {name}: {folder} is not a prepared folder; write it with fastbert prepare, and the "
+                    "tokenizer of --data as its --tokenizer"
+                )
 
     def milestone_steps(self) -> frozenset[int]:
         """The steps of `milestones`.

@@ -26,7 +26,7 @@ from fastbert.pretraining.run import (
     new_folder,
     stored_options,
 )
-from fastbert.pretraining.setup import PretrainSetup, data_fingerprint, prepare_setup
+from fastbert.pretraining.setup import PretrainSetup, prepare_setup
 from fastbert.streams import echo, warn
 from fastbert.training.checkpoints import read_newest
 from fastbert.training.interrupts import Interrupts
@@ -92,7 +92,7 @@ def start_run(given: PretrainOptions, name: str, world: World) -> int:
     setup.options = resolve_steps(setup)
     setup.plan()  # refuses a batch that grows for longer than the run
     learning_rate_factor(setup.options.schedule, 0, setup.options.steps)  # refuses a warm-up longer than the run
-    manifest = describe_experiment(setup, science(setup.options, data_fingerprint(setup.dataset)))
+    manifest = describe_experiment(setup, science(setup.options, setup.fingerprint))
     if given.dry_run:
         return show_dry_run(setup, run, manifest, resumed=False)
     return train(setup, run, manifest, resumed=False, profile=given.profile)
@@ -104,7 +104,7 @@ def connect(setup: PretrainSetup) -> None:
     Raises:
         UserError: the data of this rank differs from that of the first one.
     """
-    fingerprint = data_fingerprint(setup.dataset)
+    fingerprint = setup.fingerprint
     if fingerprint != setup.world.first_decides(lambda: fingerprint):
         raise UserError(
             f"the data in {setup.dataset.folder} differs from that of the first process; prepare it once, in a folder "
@@ -139,11 +139,14 @@ def resumed_setup(given: PretrainOptions, world: World) -> tuple[PretrainSetup, 
     folder = manifest["data"]["folder"] if manifest else ""
     if options.data == stored.data and folder and Path(folder).is_dir():
         options = replace(options, data=folder)  # the source itself may be gone by now
+    folder = manifest["replay"]["folder"] if manifest and "replay" in manifest else ""
+    if options.replay.data == stored.replay.data and folder and Path(folder).is_dir():
+        options = replace(options, replay=replace(options.replay, data=folder))
     # Without a checkpoint the encoder is what it was at the start: it follows from the options and the data.
     config = EncoderConfig.from_dict(sealed.state["encoder"]) if sealed else None
     setup = prepare_setup(options, config, given.verify_data, world)
     setup.started = stored
-    fingerprint = data_fingerprint(setup.dataset)
+    fingerprint = setup.fingerprint
     found = describe_experiment(setup, science(setup.options, fingerprint))
     if manifest is not None:
         check_same_experiment(run, manifest["science"], found["science"], science(stored, fingerprint))
@@ -151,7 +154,7 @@ def resumed_setup(given: PretrainOptions, world: World) -> tuple[PretrainSetup, 
             remarks.append(
                 f"the encoder in {run.manifest} differs from that of the run's options: {'; '.join(changed)}"
             )
-        found = manifest | {name: found[name] for name in ("data", "encoder")}
+        found = manifest | {name: found[name] for name in ("data", "replay", "encoder") if name in found}
     for line in (*remarks, *(f"resumed with another {line}" for line in changed_options)):
         echo(line)
     return setup, run, found

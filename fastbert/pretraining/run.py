@@ -92,7 +92,10 @@ class RunFolder:
 
 
 _SESSION = {"resolved?": {"kernels?": ({"device": str, "configurations": dict}, type(None))}}
-MANIFEST = {"science": dict, "encoder": dict, "data": {"folder": str, "fingerprint?": str}, "sessions": [_SESSION]}
+MANIFEST = {
+    **{"science": dict, "encoder": dict, "data": {"folder": str, "fingerprint?": str}, "sessions": [_SESSION]},
+    "replay?": {"folder": str},
+}
 """Schema of a run's manifest, for `check`."""
 
 
@@ -288,7 +291,10 @@ def check_same_experiment(
     elif edited:
         fix = f"{run.config} was changed after the run was started: restore {', '.join(edited)}"
     elif expected.get("data") != science.get("data") and len(changed) == 1:
-        fix = "The data differs from that of the run: resume with --data and the folder with which the run was started"
+        fix = (
+            "The data differs from that of the run: resume with --data (and --replay.data, if it was given) and the "
+            "folder with which the run was started"
+        )
     elif expected | {"steps": 0} == science | {"steps": 0}:
         fix = f"Steps are fixed when a run starts: resume without --steps. {longer(run)}"
     else:

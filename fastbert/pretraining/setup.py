@@ -1,14 +1,15 @@
 """Setup of a run before its first step: data, vocabulary, encoder and machine. Most user errors are found here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from fastbert import config as configuration
-from fastbert.data.batches import PackedRows, TrainingBatches, validation_batches
+from fastbert.data.batches import PackedRows, Replay, ReplayedRows, TrainingBatches, validation_batches
 from fastbert.data.prepare import PrepareOptions, prepared_folder
+from fastbert.data.replay import ReplaySchedule
 from fastbert.data.shards import Dataset, open_dataset
 from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, all_shapes, make_plan
 from fastbert.data.tokenizer import WordPiece
@@ -32,10 +33,12 @@ from fastbert.pretraining.initial import (
 )
 from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_word_range
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
+from fastbert.pretraining.other_data import open_others
 from fastbert.streams import echo
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import device_of_rank, memory, resolve_precision, setup_machine
 from fastbert.training.optimizers import build_optimizer
+from fastbert.training.splits import NEW, OLD
 from fastbert.training.step import Updater
 from fastbert.training.world import ONE_PROCESS, World
 
@@ -55,6 +58,13 @@ class PretrainSetup:
     started: PretrainOptions | None = None
     """Options in config.yaml, if a run is resumed."""
     world: World = ONE_PROCESS
+    others: dict[str, Dataset] = field(default_factory=dict)
+    """Other data by name: `old` (--replay.data), and that of --eval-data."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the training data."""
+        return data_fingerprint(self.dataset, self.others[OLD] if self.options.replay.active else None)
 
     def objective(self, initial: bool = True) -> Objective:
         """The networks on the device, with the weights of --init-from if that is given and `initial` is set."""
@@ -88,26 +98,36 @@ class PretrainSetup:
         """All (batch_size, length) that a step can have, for any number of steps."""
         return all_shapes(self.options.stages, self.options.batch_size, self.options.length)
 
-    def rows(self, split: str, length: int | None = None) -> PackedRows:
-        """The split in sequences of `length` tokens, or of the run's length if None."""
+    def rows(self, split: str, length: int | None = None, name: str = NEW) -> PackedRows:
+        """The split of the data `name` in sequences of `length` tokens, or of the run's length if None."""
         options, ids = self.options, self.vocabulary.ids
         length = length or options.length
-        stream, noted = self.dataset.split(split), self.note_corpus.split[split, length] if self.note_corpus else None
-        return PackedRows(stream, length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
+        dataset = self.dataset if name == NEW else self.others[name]
+        noted = self.note_corpus.noted[name, split, length] if self.note_corpus else None
+        return PackedRows(dataset.split(split), length, ids["[CLS]"], ids["[SEP]"], options.document_mask, noted)
 
     def batches(self, plan: BatchPlan | None = None) -> TrainingBatches:
         """Training batches of `plan`, or of the run's plan if None."""
-        options, plan = self.options, plan or self.plan()
+        options, plan, replay = self.options, plan or self.plan(), None
         rows = {length: self.rows("train", length) for length in plan.lengths}
-        return TrainingBatches(rows, plan, options.micro_batch_size, options.seed, self.device, self.world)
+        if options.replay.active:
+            fraction = options.replay.fraction
+            old = {length: self.rows("train", length, OLD) for length in plan.lengths}
+            rows = {length: ReplayedRows(new, old[length], fraction) for length, new in rows.items()}
+            replay = Replay(ReplaySchedule(fraction), options.replay.seed)
+        return TrainingBatches(rows, plan, options.micro_batch_size, options.seed, self.device, self.world, replay)
 
-    def validate(self, objective: Objective, length: int | None = None) -> dict[str, float]:
-        """Losses on held-out sequences of `length` tokens, or of the run's length if None."""
+    def validate(self, objective: Objective, length: int | None = None) -> dict[str, dict[str, float]]:
+        """Losses on held-out sequences of `length` tokens, or of the run's length if None, for each validation split by
+        name; that of --data is the first."""
         options = self.options
-        rows = self.rows("validation", length)
-        count = min(options.eval_sequences, len(rows))
-        batches = validation_batches(rows, count, options.micro_batch_size, self.device, self.world)
-        return evaluate(objective, batches, self.precision, self.world, count)
+        found = {}
+        for name in (NEW, *self.others):
+            rows = self.rows("validation", length, name)
+            count = min(options.eval_sequences, len(rows))
+            batches = validation_batches(rows, count, options.micro_batch_size, self.device, self.world)
+            found[name] = evaluate(objective, batches, self.precision, self.world, count)
+        return found
 
 
 def prepare_setup(
@@ -155,9 +175,19 @@ def prepare_setup(
     options = replace(options, **{group_of(options.objective): options.of_objective.resolve(config)})
     for warning in options.of_objective.warnings(config):
         echo(warning)
+    verify = options.verify_data if verify_data is None else verify_data
+    others = open_others(options, dataset, pretrained.tokenizer if pretrained else None, verify)
+    if options.replay.active and options.replay.seed is None:
+        seed = options.seed if pretrained is None or pretrained.seed is None else pretrained.seed
+        options = replace(options, replay=replace(options.replay, seed=seed))
     lengths = {options.length, options.stages.first_length or options.length}
-    note_corpus = find_note_words(options.notes, dataset, options.length, lengths) if options.notes.enabled else None
-    return PretrainSetup(options, dataset, vocabulary, config, device, precision, note_corpus, world=world)
+    note_corpus = None
+    if options.notes.enabled:
+        replayed = options.replay.fraction if options.replay.active else 0.0
+        note_corpus = find_note_words(options.notes, dataset, options.length, lengths, others, replayed)
+    return PretrainSetup(
+        options, dataset, vocabulary, config, device, precision, note_corpus, world=world, others=others
+    )
 
 
 def check_networks(options: PretrainOptions, device: torch.device, world: World = ONE_PROCESS) -> None:
@@ -216,6 +246,8 @@ def check_given_tokenizer(options: PretrainOptions, vocabulary: WordPiece) -> No
         )
 
 
-def data_fingerprint(dataset: Dataset) -> str:
-    """Hash of the tokens of both splits and of their tokenizer; it does not depend on the folder's path."""
-    return configuration.digest({"tokenizer": dataset.fingerprint, "splits": dataset.record["splits"]})
+def data_fingerprint(dataset: Dataset, replayed: Dataset | None = None) -> str:
+    """Hash of the tokens of both splits and of their tokenizer, and of those of replayed data; it does not depend on
+    the folders' paths."""
+    values = {"tokenizer": dataset.fingerprint, "splits": dataset.record["splits"]}
+    return configuration.digest(values if replayed is None else {**values, "replay": data_fingerprint(replayed)})

@@ -11,6 +11,7 @@ import numpy as np
 from fastbert.report.page import escape
 from fastbert.report.runs import Run
 from fastbert.training.logbook import smoothed
+from fastbert.training.splits import named_splits, record_split
 
 MOST_POINTS = 1500  # per curve
 AXES = {"steps": "step", "tokens": "tokens", "flops": "training FLOPs", "minutes": "minutes of training"}
@@ -92,6 +93,8 @@ def curves_svg(run: Run, baseline: float | None) -> str | None:
     train, validation = curve(run, "train", "loss", 600), curve(run, "validation", "loss", 600)
     if train is None and validation is None:
         return None
+    others = {name: curve(run, record_split(name), "loss", 600) for name in named_splits(run.records)}
+    others = {name: one for name, one in others.items() if one}
     names = further_metrics([run])
     names = [name for name in names if name.endswith("_loss")] or names[:1]
     further = [(name.replace("_", " "), curve(run, "validation", name, 600)) for name in names]
@@ -104,8 +107,12 @@ def curves_svg(run: Run, baseline: float | None) -> str | None:
             every = max(1, len(steps) // 300)
             panels[0].plot(train.x["steps"], _floats(train.y), color="C0", alpha=0.3, linewidth=0.8)
             panels[0].plot(steps[::every], smoothed(losses)[::every], color="C0", label="training (smoothed)")
+        for number, (name, one) in enumerate(others.items()):
+            label, x = f"validation of {name}", one.x["steps"]
+            panels[0].plot(x, _floats(one.y), "s--", color=f"C{3 + number}", markersize=3.5, label=label)
         if validation:
-            panels[0].plot(validation.x["steps"], _floats(validation.y), "o-C1", markersize=3.5, label="validation")
+            label = "validation of new" if others else "validation"
+            panels[0].plot(validation.x["steps"], _floats(validation.y), "o-C1", markersize=3.5, label=label)
         if baseline is not None:
             panels[0].axhline(baseline, color=_TEXT, linestyle=":", label=f"unigram entropy {baseline:.2f}")
         for panel, (_, one) in zip(panels[1:], further, strict=True):

@@ -8,6 +8,7 @@ from fastbert.errors import printable
 from fastbert.report.curves import AXES, curve, further_metrics
 from fastbert.report.page import script_json
 from fastbert.report.runs import Run
+from fastbert.training.splits import named_splits, record_split
 
 CONTROLS = f"""<div class="controls" id="controls">
 <label>x axis <select id="axis">{"".join(f'<option value="{name}">{title}</option>' for name, title in AXES.items())}
@@ -31,6 +32,8 @@ def curve_data(runs: Sequence[Run]) -> dict[str, Any]:
     panels += [
         _panel(runs, "validation", name, f"validation {name.replace('_', ' ')}") for name in further_metrics(runs)
     ]
+    others = dict.fromkeys(name for run in runs for name in named_splits(run.records))
+    panels[2:2] = [_panel(runs, record_split(name), "loss", f"validation loss of {name}") for name in others]
     return {
         "runs": [_plain_text(run.name) for run in runs],
         "axes": AXES,

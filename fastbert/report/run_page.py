@@ -6,6 +6,7 @@ from typing import Any
 from fastbert.config import leaves
 from fastbert.files import atomic_file
 from fastbert.report.curves import curves_svg
+from fastbert.report.learned import changes
 from fastbert.report.page import Table, excerpt, fold, heading, html_page, paragraph, warning
 from fastbert.report.runs import NOTHING, Run, count_text, mapping, text_of
 from fastbert.streams import echo
@@ -27,6 +28,7 @@ def write_run_page(run: Run, options: Any, data: Mapping[str, str]) -> None:
         [
             *(warning(text) for text in run.warnings),
             _results(run),
+            _learned(run),
             _curves(run),
             _examples(run.summary),
             heading("Cost"),
@@ -67,6 +69,16 @@ def _results(run: Run) -> str:
     return "\n".join(
         [heading("Results"), Table(["held out", "value", ""], result_rows(run)).html(), paragraph(text), more]
     )
+
+
+def _learned(run: Run) -> str:
+    """Losses on each validation split before and after, if there are several."""
+    found = changes(run.records)
+    if not found:
+        return ""
+    rows = [[one.split, one.metric, *one.texts(), one.meaning] for one in found]
+    head = ["held-out documents", "", f"step {found[0].step}", "end", "change", ""]
+    return heading("Learned and forgotten") + Table(head, rows).html()
 
 
 def _curves(run: Run) -> str:

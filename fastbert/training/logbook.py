@@ -21,6 +21,7 @@ from fastbert.inputs import open_input
 from fastbert.progress import on_terminal, shown
 from fastbert.records import json_text
 from fastbert.streams import echo
+from fastbert.training.splits import named_splits, record_split
 from fastbert.training.training_progress import Column, TrainingProgress
 
 SECONDS_BETWEEN_LINES = 5.0  # without a terminal
@@ -272,6 +273,9 @@ class NoLogbook:
         pass
 
 
+_OTHERS = ("tab:purple", "tab:green", "tab:red", "tab:brown")  # colors of further validation splits
+
+
 class NothingToPlotError(UserError):
     """The records have no loss."""
 
@@ -305,15 +309,27 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
         steps, losses = zip(*train, strict=True)
         panels[0].plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
         panels[0].plot(steps, smoothed(losses), color="tab:blue", linewidth=1.6, label="training (smoothed)")
+    others = {name: record_split(name) for name in named_splits(records)}
+    for number, (name, split) in enumerate(others.items()):
+        if series := _series(records, split, "loss"):
+            label = f"validation of {name}"
+            panels[0].plot(*zip(*series, strict=True), "s--", color=_OTHERS[number % 4], markersize=3.5, label=label)
     if validation:
-        panels[0].plot(*zip(*validation, strict=True), "o-", color="tab:orange", markersize=3.5, label="validation")
+        label = "validation of new" if others else "validation"
+        panels[0].plot(*zip(*validation, strict=True), "o-", color="tab:orange", markersize=3.5, label=label)
     if baseline is not None:
         panels[0].axhline(baseline, color="0.35", linestyle=":", label=f"unigram entropy {baseline:.2f}")
     panels[0].set_ylabel("loss (nats)")
     panels[0].legend(frameon=False)
     if accuracy:
         steps, values = zip(*accuracy, strict=True)
-        panels[1].plot(steps, [100 * value for value in values], "o-", color="tab:green", markersize=3.5)
+        color = "tab:orange" if others else "tab:green"
+        panels[1].plot(steps, [100 * value for value in values], "o-", color=color, markersize=3.5)
+        for number, split in enumerate(others.values()):
+            if series := _series(records, split, "accuracy"):
+                steps, values = zip(*series, strict=True)
+                percent = [100 * value for value in values]
+                panels[1].plot(steps, percent, "s--", color=_OTHERS[number % 4], markersize=3.5)
         panels[1].set_ylabel("masked accuracy (%)")
         panels[1].set_ylim(bottom=0)
     panels[-1].set_xlabel("step")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbert.data import note_words
-from fastbert.data.batches import PackedRows, TrainingBatches
+from fastbert.data.batches import PackedRows, ReplayedRows, TrainingBatches
 from fastbert.data.encoding import word_starts
 from fastbert.data.note_words import NoteWords, Occurrences, choose_words, segment_tokens
 from fastbert.data.prepare import PrepareOptions, prepare
@@ -130,6 +130,55 @@ def test_occurrences_equal_a_search_by_hand(documents, length, half_window, coin
     words, counts = np.unique(seen, return_counts=True) if seen else ([], [])
     assert here.words[: len(words)].tolist() == list(words) and here.counts[: len(words)].tolist() == list(counts)
     assert not here.counts[len(words) :].any() and len(here.counts) > len(words)
+
+
+@settings(deadline=None, max_examples=100)
+@given(DOCUMENTS, DOCUMENTS, st.integers(2, 14), st.integers(0, 5), st.integers(0, 2**32))
+def test_occurrences_in_old_and_new_rows_equal_a_search_by_hand(first, second, length, half_window, coin) -> None:
+    """Each stream has its own list of rare words; a word has one note."""
+    streams = [Words(first), Words(second)]
+    known = sorted({word for stream in streams for word in stream.known})
+    noted = [word for number, word in enumerate(known) if coin >> number % 32 & 1]
+    parts = []
+    for stream in streams:
+        row_of_word = np.array([noted.index(word) if word in noted else -1 for word in stream.known], np.int32)
+        index = NoteWords(stream, row_of_word, length, half_window)
+        parts.append(PackedRows(stream, length, CLS, SEP, noted=index))
+    if not all(map(len, parts)):
+        return
+    rows = ReplayedRows(*parts, 0.25)
+    rng = np.random.default_rng(coin)
+    old, chosen = rng.random(6) < 0.5, [rng.integers(0, len(part), 6) for part in parts]
+    indices = np.where(old, rows.first_old + chosen[1], chosen[0])
+    batch = rows.read(indices, np.arange(6), CPU)
+    cut = []
+    for is_old, row in zip(old, np.where(old, chosen[1], chosen[0]), strict=True):
+        tokens, end = streams[int(is_old)].tokens, (int(row) + 1) * (length - 1)
+        cut.append(end < len(tokens) and tokens[end] >= 100)
+    expected = by_hand(batch.input_ids.tolist(), noted, half_window, cut)
+    here, real = batch.noted, len(expected)
+    found = (here.firsts // length, here.firsts % length, here.lengths, here.words[here.slots])
+    found = zip(*(part[:real].tolist() for part in found), strict=True)
+    assert list(found) == [(*word, number) for *word, _, _, number in expected]
+    assert (here.lengths[real:] == 0).all()
+    check_windows(here, expected, length)
+
+
+def test_frequencies_of_rows_with_replay_are_those_of_the_mixture() -> None:
+    """A quarter of the rows from the old data, by counting the words in them."""
+    documents = [[[(5,), (6,), (5,), (5,)] * 3, [(6,)] * 9], [[(5,), (6, 100)] * 9, [(6,)] * 5, [(5,)] * 6]]
+    parts = []
+    for stream in map(Words, documents):
+        row_of_word = np.array([0 if word[0] == 5 else -1 for word in stream.known], np.int32)
+        parts.append(PackedRows(stream, 6, CLS, SEP, noted=NoteWords(stream, row_of_word, 6, 2)))
+    every = [np.arange(len(part)) for part in parts]
+    ids = [part.read(rows, rows, CPU).input_ids for part, rows in zip(parts, every, strict=True)]
+    counts = [(rows == 5).sum(1).numpy() for rows in ids]
+    mean = 0.75 * counts[0].mean() + 0.25 * counts[1].mean()
+    square = 0.75 * (counts[0] ** 2).mean() + 0.25 * (counts[1] ** 2).mean()
+    found = ReplayedRows(*parts, 0.25).noted.frequencies
+    assert found.occurrences == pytest.approx(mean / 6) and found.pieces == pytest.approx(mean / 6)
+    assert found.variance == pytest.approx((square - mean**2) / 6)
 
 
 def check_windows(here: Occurrences, expected: list[tuple], length: int) -> None:

@@ -246,7 +246,7 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
     trainer = trainer_of(
         objective,
         build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
-        validate=lambda length: {"loss": next(losses)},
+        validate=lambda length: {"new": {"loss": next(losses)}},
         logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict),
         checkpointer=SimpleNamespace(save=lambda step, *_, metric, **__: saved.append((step, metric))),
     )
@@ -259,6 +259,25 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
     assert best == [True, True, False, False, True] and trainer.progress.best == 1.0
     measured = {1: 3.0, 3: 2.0, 5: 2.5, 7: 2.0, 9: 1.0}
     assert saved == [(step, measured.get(step)) for step in range(1, 10)]
+
+
+def test_the_loss_before_the_first_step_is_not_the_best() -> None:
+    """No checkpoint has it. Of several splits, the mean decides here."""
+    losses = iter([(0.5, 0.5), (3.0, 1.0), (1.0, 4.0)])
+    objective, logged = Sums(), []
+    trainer = trainer_of(
+        objective,
+        build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
+        validate=lambda length: {name: {"loss": loss} for name, loss in zip(("new", "old"), next(losses), strict=True)},
+        best_by="mean",
+        logbook=SimpleNamespace(log=lambda step, split, row: logged.append((step, split, row["loss"]))),
+    )
+    best = []
+    for step in (0, 1, 2):
+        trainer.progress.step = step
+        best.append(trainer.run_validation())
+    assert best == [False, True, False] and trainer.progress.best == 2.0
+    assert logged[:3] == [(0, "validation", 0.5), (0, "validation/old", 0.5), (1, "validation", 3.0)]
 
 
 def test_a_checkpoint_stores_all_progress() -> None:
@@ -279,7 +298,7 @@ def test_a_checkpoint_stores_all_progress() -> None:
         for objective in (trained, resumed)
     )
     counters = {f.name: 3 + i for i, f in enumerate(fields(loop.Progress)) if f.type in (int, float, "int", "float")}
-    more = {"window_measured": {"w": 0.5}, "best": 1.5, "last_eval": {"step": 2, "loss": 1.75}}
+    more = {"window_measured": {"w": 0.5}, "best": 1.5, "last_eval": {"step": 2, "loss": 1.75}, "last_metric": 1.75}
     whole.progress = loop.Progress(**counters, **more)
     assert not [
         f.name for f in fields(loop.Progress) if getattr(whole.progress, f.name) == getattr(again.progress, f.name)

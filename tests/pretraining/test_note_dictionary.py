@@ -161,7 +161,7 @@ def test_the_loss_near_notes(finished) -> None:
     losses = script["measure"](setup, objective, 40)
     assert losses.masked.sum() > 100 and (losses.values[~losses.masked] == 0).all()
     assert losses.values[losses.masked].mean() == pytest.approx(6.3, abs=0.4)
-    words = setup.note_corpus.split["validation", 32]
+    words = setup.note_corpus.noted["new", "validation", 32]
     near, inside = script["neighbors"](words, losses, 3)
     expected = np.zeros_like(near), np.zeros_like(inside)
     for at, row in enumerate(losses.rows):

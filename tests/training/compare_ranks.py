@@ -48,7 +48,7 @@ def trained(setup: PretrainSetup, world: World, case: dict[str, Any]) -> dict[st
     for step in range(setup.options.steps):
         scalars = objective_step(updater, batches.at(step), setup.options.seed, step, case["rate"])
         found |= {f"{name} of step {step}": value.double() for name, value in scalars.items()}
-    for name, value in setup.validate(objective).items():
+    for name, value in setup.validate(objective)["new"].items():
         found[f"{name} of a validation"] = torch.tensor(value, dtype=torch.float64)
     moments = {
         f"{key} of {name}": value

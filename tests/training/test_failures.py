@@ -13,7 +13,7 @@ from tests.launch import LOSSES, SAVE, TRAIN, Ended, Failure, launch, torchrun
 
 STEPS, EVERY = 9, 3
 SETUP = "fastbert.pretraining.pretrain:prepare_setup"  # while the first one prepares the data, the others wait
-FINGERPRINT = "fastbert.pretraining.pretrain:data_fingerprint"  # after that, but before they are connected
+FINGERPRINT = "fastbert.pretraining.setup:data_fingerprint"  # after that, but before they are connected
 
 
 @pytest.fixture(scope="module")

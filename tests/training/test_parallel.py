@@ -41,6 +41,7 @@ OF_THREE = {
             "muon": {"optimizer": "muon"},
             "lengths": {"first_length": 16, "first_fraction": 0.5},
             "documents": {"document_mask": True, **NOTES},
+            "replay": {"replay": {"fraction": 0.3, "seed": 5}, **NOTES},
             "whole words": {"mlm": {"whole_word": True}},
             # One row a micro-batch: more windows than the sizes of contexts, so the last block is computed twice.
             "contexts in whole rows": {"machine": {"micro_batch_size": 1, "precision": "fp32"}, **NOTES},
@@ -66,6 +67,9 @@ WRONG = {
 
 def distances(cases: dict[str, dict[str, Any]], size: int, prepared: Path, folder: Path) -> dict[str, list]:
     cases = {name: case | {"options": case["options"] | {"data": str(prepared)}} for name, case in cases.items()}
+    for case in cases.values():
+        if "replay" in case["options"]:
+            case["options"]["replay"] = case["options"]["replay"] | {"data": str(prepared)}
     codes = run_ranks(compare, size, folder, cases, str(folder))
     assert codes == [0] * size, output_of(folder)
     found = {}

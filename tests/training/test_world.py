@@ -57,10 +57,10 @@ def test_command_that_resumes_in_as_many_processes() -> None:
     assert resume_command(torchrun, "a run") == "torchrun ... -m fastbert pretrain --resume 'a run'"
 
 
-def test_a_batch_of_fewer_rows_than_processes_warns(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("fastbert.pretraining.pretrain.data_fingerprint", lambda dataset: "")
+def test_a_batch_of_fewer_rows_than_processes_warns(capsys) -> None:
     for rows in (3, 4):
-        connect(SimpleNamespace(dataset=None, device=None, world=World(0, 4), options=SimpleNamespace(batch_size=rows)))
+        options = SimpleNamespace(batch_size=rows)
+        connect(SimpleNamespace(fingerprint="", device=None, world=World(0, 4), options=options))
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 1 and "a batch of 3 is divided between 4 processes" in warnings[0]
 

