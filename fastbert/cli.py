@@ -32,6 +32,7 @@ from fastbert.system_errors import reason, user_error
 OPTIONS = Registry(
     {
         "prepare": "fastbert.data.prepare:PrepareOptions",
+        "extend-vocab": "fastbert.data.extend:ExtendOptions",
         "pretrain": "fastbert.pretraining.options:PretrainOptions",
         "evaluate": "fastbert.pretraining.options:EvaluateOptions",
         "fill": "fastbert.pretraining.fill_options:FillOptions",
@@ -53,6 +54,7 @@ OPTIONS = Registry(
 RUNS = Registry(
     {
         "prepare": "fastbert.data.prepare:prepare",
+        "extend-vocab": "fastbert.data.extend:extend_vocabulary",
         "pretrain": "fastbert.pretraining.pretrain:pretrain",
         "pretrain --launch ray": "fastbert.pretraining.on_ray:pretrain_on_ray",
         "evaluate --source": "fastbert.pretraining.held_out:evaluate_text",
@@ -129,7 +131,7 @@ def finetune(arguments: list[str]) -> int:
 
 
 def check_and_run(job: str, arguments: list[str]) -> int:
-    """Runs fill, predict, report or submit."""
+    """Runs extend-vocab, fill, predict, report or submit."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
@@ -179,6 +181,10 @@ def bench(arguments: list[str]) -> int:
 
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "train a tokenizer and tokenize text into memory-mapped shards"),
+    "extend-vocab": (
+        partial(check_and_run, "extend-vocab"),
+        "append entries for the words of a new domain or language",
+    ),
     "pretrain": (pretrain, "train an encoder, or resume a run"),
     "ablate": (
         partial(study, "ablate", "fastbert.studies.ablate.options:load_ablation"),
@@ -200,7 +206,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
 
 
 def usage() -> str:
-    jobs = "\n".join(f"  {name:<10} {what}" for name, (_, what) in JOBS.items())
+    jobs = "\n".join(f"  {name:<12} {what}" for name, (_, what) in JOBS.items())
     return (
         f"fastbert {__version__}: pretraining BERT-class encoders at a fraction of the usual cost\n\n"
         f"usage: fastbert <job> [options]\n\njobs:\n{jobs}\n\nfastbert <job> --help shows a job's options.\n"

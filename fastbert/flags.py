@@ -27,6 +27,7 @@ TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate")  # jobs that read optio
 NEAR = 0.7  # minimum similarity of a suggested flag: among many flags one is always slightly similar
 EXAMPLES = {
     "prepare": "--source 'wiki/*.txt.xz' --out data/wiki",
+    "extend-vocab": "--tokenizer runs/base --source german.txt --words 3000 --out tok-de",
     "pretrain": "base --data data/wiki --out runs/base",
     "evaluate": "--model runs/base --source held-out.txt",
     "fill": "runs/base 'The [MASK] of the United States.'",

@@ -129,7 +129,7 @@ class TextEncoder:
         """Ids of `documents`, and the words of those that are `counted`."""
         if len(self._chunks) > TABLE_ENTRIES or self._chunks.characters > TABLE_CHARACTERS:
             self._forget()
-        split = [_split(text) for text in documents]
+        split = [split_chunks(text) for text in documents]
         chunks_per_document = np.fromiter(map(len, split), np.int64, len(split))
         chunks = itertools.chain.from_iterable(split)
         rows = np.fromiter(map(self._chunks.__getitem__, chunks), np.int64, chunks_per_document.sum())
@@ -176,7 +176,7 @@ class TextEncoder:
         return sum_by_key(hashes[real], counts[real])
 
 
-def _split(text: str) -> list[str]:
+def split_chunks(text: str) -> list[str]:
     """Chunks whose ids, one after the other, are the ids of `text`."""
     for mark in PUNCTUATION:
         if mark in text:

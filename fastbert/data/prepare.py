@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,13 @@ from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, un
 from fastbert.data.sources import Source, open_source
 from fastbert.data.summary import summary, warnings
 from fastbert.data.text import READING
-from fastbert.data.tokenizer import WordPiece, sample_documents, train_tokenizer
+from fastbert.data.tokenizer import WordPiece, read_sample, train_tokenizer
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import OptionError, UserError
 from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
-from fastbert.progress import progress
 from fastbert.ranges import Count, Fraction, Range, Seed, Vocabulary, Workers, check_values
 from fastbert.records import read_json, seal_of, write_json
 from fastbert.streams import echo, warn
@@ -197,8 +196,7 @@ def _finished(out: Path, made_of: dict[str, Any]) -> bool:
 
 
 def _train(source: Source, options: PrepareOptions) -> WordPiece:
-    with progress("reading a sample for the tokenizer", source.size) as work:
-        sample = sample_documents(_watched(source, work.update))
+    sample = read_sample(source, "reading a sample for the tokenizer")
     wordpiece = train_tokenizer(sample, options.vocab_size, options.lowercase, options.strip_accents)
     if len(wordpiece.tokens) < options.vocab_size:
         echo(
@@ -206,12 +204,6 @@ def _train(source: Source, options: PrepareOptions) -> WordPiece:
             "its training text has no further character, and no further piece that occurs twice",
         )
     return wordpiece
-
-
-def _watched(source: Source, report: Callable[[int], None]) -> Iterator[str]:
-    for text in source.documents():
-        yield text
-        report(source.position)
 
 
 def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ differs from run to run, so the alphabet and its `##` forms are counted here and
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbert.data.hashing import document_hash
-from fastbert.data.sources.source import cut, text_bytes
+from fastbert.data.sources.source import Source, cut, text_bytes
 from fastbert.data.tokenizer_files import (
     ADDED,
     CONFIG,
@@ -78,6 +78,10 @@ class WordPiece:
     def fingerprint(self) -> str:
         """SHA-256 of the vocabulary and all settings that affect ids."""
         return hashlib.sha256(json.dumps([self.tokens, self.settings]).encode()).hexdigest()
+
+    def extends(self, other: "WordPiece") -> bool:
+        """Returns True if the tokens begin with those of `other`, id by id, and all settings are equal."""
+        return self.settings == other.settings and self.tokens[: len(other.tokens)] == other.tokens
 
     def build(self) -> "Tokenizer":
         """Builds the `tokenizers.Tokenizer`, which adds [CLS] and [SEP] and reads "[MASK]" in a text as the special
@@ -143,6 +147,40 @@ class WordPiece:
         config = read_json(folder / CONFIG, "tokenizer configuration", dict)
         config.pop("model_max_length", None)
         return config == self.config() and read_json(folder / JSON, "tokenizer") == json.loads(self.build().to_str())
+
+
+def pieces_of(word: str, vocabulary: Container[str], within: bool = False) -> list[str] | None:
+    """Pieces of a normalized word: at each index the longest entry of `vocabulary` that matches, as in WordPiece.
+
+    Args:
+        within: the characters continue a word, so that the first piece has the prefix ## too.
+
+    Returns:
+        None if no entry matches at an index: the word is [UNK]. The maximum length of a word is not checked.
+    """
+    pieces, start = [], 0
+    while start < len(word):
+        prefix = PREFIX if start or within else ""
+        for end in range(len(word), start, -1):
+            if (piece := prefix + word[start:end]) in vocabulary:
+                break
+        else:
+            return None
+        pieces.append(piece)
+        start = end
+    return pieces
+
+
+def read_sample(source: Source, label: str) -> list[str]:
+    """The documents of a source that `sample_documents` selects; progress is shown with `label`."""
+
+    def watched() -> Iterator[str]:
+        for text in source.documents():
+            yield text
+            work.update(source.position)
+
+    with progress(label, source.size) as work:
+        return sample_documents(watched())
 
 
 def sample_documents(documents: Iterable[str], limit: int = SAMPLE_BYTES) -> list[str]:

@@ -60,6 +60,7 @@ _STATE = {
     "progress?": {"tokens?": COUNT},
     "science?": {
         **{f"optimizer.{name}?": float for name in ("learning_rate", "weight_decay", "beta1", "beta2")},
+        "optimizer.name?": str,
         "schedule.warmup?": float,
         "seed?": COUNT,
     },
@@ -96,7 +97,6 @@ class Pretrained:
         return head_of(self.weights) == "mlm"
 
 
-@progress("reading the model")
 def load_pretrained(path: str | Path) -> Pretrained:
     """Reads one of these folders:
 
@@ -113,13 +113,20 @@ def load_pretrained(path: str | Path) -> Pretrained:
         UserError: the folder does not exist or is none of these; its configuration is not supported; a file is missing
             or damaged; weights are missing or do not fit; its tokenizer is unusable or was replaced.
     """
+    return read_model(path)[0]
+
+
+@progress("reading the model")
+def read_model(path: str | Path) -> tuple[Pretrained, Checkpoint | None]:
+    """The result of `load_pretrained`, with its errors, and the checkpoint that it comes from; None if that is a
+    Hugging Face folder."""
     folder = check_model_folder(path)
     if (folder / "config.json").is_file():
-        return _from_hub(folder)
+        return _from_hub(folder), None
     if (folder / "model" / "task.json").is_file():
-        return _from_hub(folder / "model")
+        return _from_hub(folder / "model"), None
     if (checkpoint := find_checkpoint(folder)) is not None:
-        return _from_checkpoint(checkpoint)
+        return _from_checkpoint(checkpoint), checkpoint
     raise UserError(
         f"{folder} holds no model: looked for config.json (a Hugging Face BERT or an export of fastbert), "
         "checkpoints/ (a run) and state.json with manifest.json (a checkpoint of a run)"

@@ -25,6 +25,7 @@ class Electra(Replacement):
     main = "rtd"
     second_network = "generator"
     score_names = ("electra", "discriminator")
+    word_rows = ("encoder.words.weight", "small_head.decoder.bias")
     parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

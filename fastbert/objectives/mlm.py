@@ -26,6 +26,7 @@ class MLM(Objective):
 
     loss_weights: ClassVar = {"mlm": 1.0}
     loss_in_nats = True
+    word_rows = ("encoder.words.weight", "head.decoder.bias")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

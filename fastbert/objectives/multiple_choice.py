@@ -95,6 +95,7 @@ class MultipleChoice(Replacement):
     main = "choice"
     second_network = "meta controller"
     score_names = ("multiple-choice", "choice")
+    word_rows = ("encoder.words.weight", "head.bias", "small_head.bias")
     parts: ClassVar = {"head": ("head.",), second_network: ("small.", "small_head.")}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

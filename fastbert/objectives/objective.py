@@ -87,7 +87,11 @@ class Objective(nn.Module, ABC):
     second_network: ClassVar[str] = ""
     """Name of the network that fills the masks, if it is not the encoder; its loss is logged as `mlm_loss`."""
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"head": ("head.",)}
-    """Name of a part of the model, for dry runs -> prefixes of its parameters' names; without the encoder."""
+    """Name of a part of the model -> prefixes of its parameters' names; without the encoder. For dry runs, and for
+    --init-from, which copies a part as a whole or not at all."""
+    word_rows: ClassVar[tuple[str, ...]] = ("encoder.words.weight",)
+    """Names of parameters with a row for each word of the vocabulary; of a tied one the first. --init-from appends rows
+    to them for new words."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from fastbert.objectives.objective import Objective
 from fastbert.pretraining.budget import checkpoint_size
 from fastbert.pretraining.exports import check_exports, export_lines, export_steps, export_words
 from fastbert.pretraining.finish import check_finish
+from fastbert.pretraining.initial import keep_moments
 from fastbert.pretraining.loop import STATE, Progress, Trainer, load_weights
 from fastbert.pretraining.other_data import replay_lines
 from fastbert.pretraining.run import (
@@ -78,6 +79,8 @@ def build_trainer(
     if checkpoint:
         load_weights(objective, checkpoint)
     updater = setup.updater(objective)
+    if checkpoint is None and options.init_from is not None and options.optimizer.keep:
+        keep_moments(updater.optimizer, objective, options, setup.vocabulary, world)
     flops = batches.plan.total(objective.flops, 0, options.steps)
     if checkpointer is None and world.first:  # all checks have passed
         run.write(options, manifest, setup.dataset.tokenizer)

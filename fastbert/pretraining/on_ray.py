@@ -21,10 +21,11 @@ from fastbert import config as configuration
 from fastbert.errors import UserError
 from fastbert.hub.load import load_pretrained
 from fastbert.pretraining.budget import check_steps
+from fastbert.pretraining.initial import tokenizer_to_prepare
 from fastbert.pretraining.options import LAUNCH, PretrainOptions
 from fastbert.pretraining.ray_worker import TICK, Relay, run_trainer
 from fastbert.pretraining.run import new_folder
-from fastbert.pretraining.setup import data_folder, tokenizer_to_prepare
+from fastbert.pretraining.setup import data_folder
 from fastbert.ray_cluster import check_ray, connect
 from fastbert.streams import echo
 from fastbert.training.interrupts import NUMBERS

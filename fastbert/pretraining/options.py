@@ -36,7 +36,7 @@ from fastbert.ranges import (
 )
 from fastbert.training.options import (
     MachineOptions,
-    OptimizerOptions,
+    PretrainOptimizerOptions,
     PretrainScheduleOptions,
     TrainingMachineOptions,
 )
@@ -106,7 +106,9 @@ class _PretrainOptions:
     """Length of the annealing that begins at the checkpoint of --branch, as a fraction of the steps done (a number of
     steps if 1 or more); without it the run's schedule is followed to --steps."""
     init_from: str | None = None
-    """Start from the weights of a run, an export, or a Hugging Face BERT folder."""
+    """Start from the weights of a run, an export, or a Hugging Face BERT folder. A run or checkpoint of the same
+    objective gives all its networks. The data may have further words, with ids after those of the model (fastbert
+    extend-vocab): their rows start as the mean of the pieces that spelled the word."""
 
     objective: str = choice("mlm", OBJECTIVES)
     """Pretraining objective: mlm (masked language modeling, BERT), electra (replaced token detection, arXiv
@@ -171,7 +173,7 @@ class _PretrainOptions:
 
     replay: ReplayOptions = field(default_factory=ReplayOptions)
     notes: NoteDictionaryOptions = field(default_factory=NoteDictionaryOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    optimizer: PretrainOptimizerOptions = field(default_factory=PretrainOptimizerOptions)
     schedule: PretrainScheduleOptions = field(default_factory=PretrainScheduleOptions)
     machine: PretrainMachineOptions = field(default_factory=PretrainMachineOptions, metadata=MACHINE)
 
@@ -272,6 +274,8 @@ class _PretrainOptions:
                 check_downloaded(self.tokenizer, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
         if self.init_from is not None:
             check_model_folder(self.init_from)
+        elif self.optimizer.keep:
+            raise UserError("--optimizer.keep has no effect without --init-from, whose moments it keeps; leave it out")
         self.replay.check()
         if self.replay.data is not None and not (Path(self.replay.data) / "dataset.json").is_file():
             check_source(self.replay.data, "text")

@@ -58,9 +58,9 @@ def _open(flag: str, folder: Path, options: PretrainOptions, dataset: Dataset, v
 def check_vocabulary(flag: str, other: Dataset, dataset: Dataset) -> None:
     """Raises a UserError if an id means different words in the two."""
     theirs, ours = other.wordpiece, dataset.wordpiece
-    beginning = replace(ours, tokens=ours.tokens[: len(theirs.tokens)])
-    if beginning.fingerprint == theirs.fingerprint:
+    if ours.extends(theirs):
         return
+    beginning = replace(ours, tokens=ours.tokens[: len(theirs.tokens)])
     found = differences(theirs, beginning, (str(other.folder), str(dataset.folder)))
     raise UserError(
         f"{flag}: the tokenizer of {other.folder} is not that of {dataset.folder}, nor the beginning of its "

@@ -17,7 +17,6 @@ from fastbert.data.tokenizer_check import differences
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.hub.export_code import check_exportable
-from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import blocks_of, initialize, set_execution
 from fastbert.model.flops import encoder_parameters
@@ -25,6 +24,14 @@ from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.objectives.objective import Objective
 from fastbert.pretraining.branch import suggest_constant
 from fastbert.pretraining.evaluation import evaluate
+from fastbert.pretraining.initial import (
+    check_positions,
+    check_tokenizer,
+    initial_config,
+    load_initial,
+    read_initial,
+    tokenizer_to_prepare,
+)
 from fastbert.pretraining.note_corpus import NoteCorpus, find_note_words, rare_word_range
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions
 from fastbert.pretraining.other_data import open_others
@@ -69,7 +76,7 @@ class PretrainSetup:
         )
         initialize(objective, options.seed, self.config.initializer_std)
         if initial and options.init_from is not None:
-            load_initial(objective, options.init_from)
+            load_initial(objective, options, self.vocabulary)
         machine = options.machine
         compiled = machine.compile == "on" or (machine.compile == "auto" and self.device.type == "cuda")
         set_execution(objective, compiled, machine.activation_checkpointing)
@@ -146,7 +153,7 @@ def prepare_setup(
     check_networks(options, device, world)
     pretrained = None
     if options.init_from is not None and config is None:
-        pretrained = load_pretrained(options.init_from)
+        pretrained = read_initial(options)
         if suggestion := suggest_constant(options.init_from):
             echo(suggestion)
         options = replace(options, encoder=options.encoder.like(pretrained.config))
@@ -159,8 +166,8 @@ def prepare_setup(
         config = options.encoder.resolve(dataset.vocab_size, options.length)
         check_memory(options, [config], device, world)
         if pretrained is not None:
-            config = initial_config(options, config, pretrained.config)
             check_tokenizer(pretrained, vocabulary, str(folder))
+            config = initial_config(config, pretrained.config)
         elif options.tokenizer is not None and str(folder) == options.data:
             check_given_tokenizer(options, vocabulary)
     if not len(rows := PackedRows(dataset.split("validation"), options.length, 0, 0)):
@@ -184,21 +191,6 @@ def prepare_setup(
     return PretrainSetup(
         options, dataset, vocabulary, config, device, precision, note_corpus, world=world, others=others
     )
-
-
-def tokenizer_to_prepare(options: PretrainOptions, pretrained: Pretrained | None) -> str | None:
-    """Folder of the tokenizer for a source of text: --tokenizer, or else that of --init-from.
-
-    Raises:
-        UserError: --tokenizer differs from the tokenizer of the weights.
-    """
-    if pretrained is None:
-        return options.tokenizer
-    if options.tokenizer is None:
-        return str(pretrained.tokenizer)
-    if not (Path(options.data) / "dataset.json").is_file():  # otherwise the option has no effect
-        check_tokenizer(pretrained, load_tokenizer(options.tokenizer), options.tokenizer)
-    return options.tokenizer
 
 
 def check_networks(options: PretrainOptions, device: torch.device, world: World = ONE_PROCESS) -> None:
@@ -230,16 +222,6 @@ def check_memory(
         )
 
 
-def check_positions(options: PretrainOptions, given: EncoderConfig) -> None:
-    """Raises a UserError if sequences are longer than the positions that the weights of --init-from were trained
-    with."""
-    if options.length > given.max_positions and given.has_position_table():
-        raise UserError(
-            f"length {options.length} is longer than the {given.max_positions} positions of {options.init_from}, "
-            f"which are fixed; lower --length to {given.max_positions} or less"
-        )
-
-
 def data_folder(options: PretrainOptions, tokenizer: str | None) -> Path:
     """Prepared folder of --data; prepares it first if --data is a source."""
     return prepared_folder(
@@ -265,64 +247,6 @@ def check_given_tokenizer(options: PretrainOptions, vocabulary: WordPiece) -> No
             f"{'; '.join(found)}. "
             "Leave it out, or give --data the source to prepare it with this tokenizer"
         )
-
-
-def check_tokenizer(pretrained: Pretrained, vocabulary: WordPiece, where: str) -> None:
-    """Compares the tokenizer of the data with that of the weights of --init-from, id by id.
-
-    Weights without a tokenizer are refused, because the meaning of their ids is unknown.
-
-    Args:
-        vocabulary: vocabulary of the data.
-        where: folder of the data.
-
-    Raises:
-        UserError: they differ; the message lists settings and the first ids.
-    """
-    found = differences(vocabulary, tokenizer_of(pretrained), (where, str(pretrained.tokenizer)))
-    if found:
-        raise UserError(
-            f"the tokenizer of {where} differs from that of {pretrained.source}, so its ids would mean other words: "
-            f"{'; '.join(found)}. Prepare the data with `fastbert prepare --tokenizer {pretrained.tokenizer}`"
-        )
-
-
-def initial_config(options: PretrainOptions, config: EncoderConfig, given: EncoderConfig) -> EncoderConfig:
-    """The encoder `given` by --init-from, with the dropout and longest sequence of this run.
-
-    Raises:
-        UserError: its vocabulary or positions do not fit the data.
-    """
-    if given.vocab_size < config.vocab_size:
-        raise UserError(
-            f"the vocabulary of {options.data} has {config.vocab_size} words, larger than the embedding of "
-            f"{options.init_from} with {given.vocab_size}; prepare the data with `fastbert prepare --tokenizer "
-            f"{options.init_from}`"
-        )
-    return replace(
-        given,
-        dropout=config.dropout,
-        attention_dropout=config.attention_dropout,
-        max_positions=config.max_positions,  # differs only where no weight depends on it
-    )
-
-
-def load_initial(objective: Objective, source: str) -> None:
-    """Copies the weights of `source` into the objective; missing weights keep their initialization and are reported.
-
-    A head is copied only if its weights have the same names as those of the objective's head.
-    """
-    weights, initial = load_pretrained(source).weights, objective.state_dict()
-    heads = [{name for name in names if name.startswith("head.")} for names in (weights, initial)]
-    if heads[0] != heads[1]:
-        weights = {name: tensor for name, tensor in weights.items() if name not in heads[0]}
-    _, unexpected = objective.load_state_dict(weights, strict=False)
-    if unexpected:
-        raise UserError(f"{source} has weights that this run does not use: {', '.join(unexpected[:5])}")
-    given = {initial[name].data_ptr() for name in weights}  # tied weights have several names
-    missing = [name for name, tensor in initial.items() if tensor.data_ptr() not in given]
-    if missing:
-        echo(f"not in {source}, newly initialized: {', '.join(missing)}")
 
 
 def data_fingerprint(dataset: Dataset, replayed: Dataset | None = None) -> str:

@@ -1,7 +1,7 @@
 """Conversion of an optimizer's state for a checkpoint, with tensors separate from the rest, and its exact
 restoration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ def restore_optimizer(
     tensors: dict[str, Tensor],
     rest: dict,
     like: Callable[[Tensor, Tensor], Tensor] = lambda full, parameter: full,
+    remedy: str = "resume with the options with which the run was started",
 ) -> None:
     """Restores the output of `flatten_optimizer` in an optimizer over the same parameters, bit for bit.
 
@@ -52,6 +53,7 @@ def restore_optimizer(
 
     Args:
         like: (a moment, its parameter) -> the moment, sharded as the parameter is.
+        remedy: advice for other parameters or another optimizer, as the end of the message.
 
     Raises:
         UserError: the parameters differ in number, name or shape, or the state belongs to another optimizer class.
@@ -81,7 +83,7 @@ def restore_optimizer(
     if {rest["kind"], kind} == {"AdamW", "FusedAdam"}:  # both are AdamW, without or with machine.apex
         translate(state, optimizer)
         rest = {**rest, "kind": kind}
-    _check_same(optimizer, state["param_groups"], rest)
+    _check_same(optimizer, state["param_groups"], rest, remedy)
     for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for key, value in own.items():
             if key in ("fused", "foreach", "capturable", "differentiable") or key not in saved:
@@ -106,6 +108,31 @@ def restore_optimizer(
             else:
                 restored = torch.empty(moment.shape, dtype=moment.dtype, device=value.device)
             optimizer.state[parameter][key] = restored.copy_(moment)
+
+
+def grow_moments(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict, names: Collection[str], new: slice
+) -> tuple[dict[str, Tensor], dict]:
+    """The output of `flatten_optimizer`, with the number of rows of `optimizer` in the moments of the parameters
+    `names`.
+
+    Args:
+        names: parameters with a row for each word.
+        new: rows whose moments are zero.
+    """
+    shapes = check(rest, _SHAPE, "the optimizer's state in the checkpoint")["shapes"]
+    own = [name for group in optimizer.state_dict()["param_groups"] for name in group["param_names"]]
+    grown, resized = dict(tensors), list(shapes)
+    for index, (name, parameter) in enumerate(zip(own[: len(shapes)], _parameters(optimizer), strict=False)):
+        if name not in names or not shapes[index] or shapes[index][0] > len(parameter):
+            continue
+        resized[index] = [len(parameter), *shapes[index][1:]]
+        for key, tensor in tensors.items():
+            if key.startswith(f"state.{index}.") and list(tensor.shape) == shapes[index]:
+                grown[key] = tensor.new_zeros(resized[index])
+                grown[key][: len(tensor)] = tensor
+                grown[key][new] = 0
+    return grown, {**rest, "shapes": resized}
 
 
 def _without_elements(state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -148,14 +175,13 @@ def _shapes(optimizer: torch.optim.Optimizer) -> list[list[int]]:
     return [list(parameter.shape) for parameter in _parameters(optimizer)]
 
 
-def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest: dict) -> None:
+def _check_same(optimizer: torch.optim.Optimizer, saved_groups: list[dict], rest: dict, remedy: str) -> None:
     """Raises a UserError if class, groups, names or shapes in the checkpoint differ from the optimizer's."""
 
     def compare(what: str, saved: Any, own: Any) -> None:
         if saved != own:
             raise UserError(
-                f"the checkpoint's optimizer has {what} {brief(saved, str)}, and here it is {brief(own, str)}; "
-                "resume with the options with which the run was started"
+                f"the checkpoint's optimizer has {what} {brief(saved, str)}, and here it is {brief(own, str)}; {remedy}"
             )
 
     compare("the class", rest["kind"], type(optimizer).__name__)

@@ -66,6 +66,18 @@ class OptimizerOptions:
 
 
 @dataclass(frozen=True)
+class PretrainOptimizerOptions(OptimizerOptions):
+    """The optimizer and its constants."""
+
+    keep: bool = False
+    """Start with the moments and step counters of the run or checkpoint of --init-from, which must have the same
+    objective, optimizer and parameters; the moments of new words are zero. Otherwise the optimizer is fresh."""
+
+    def inactive(self) -> set[str]:
+        return super().inactive() | (set() if self.keep else {"keep"})
+
+
+@dataclass(frozen=True)
 class ScheduleOptions:
     """Learning rate schedule, as a fraction of the peak."""
 

@@ -61,6 +61,7 @@ def test_data_of_another_tokenizer_is_refused(how, message, prepared, tmp_path, 
     printed = refused(capsys, tmp_path, prepared, model)
     assert re.search(message, printed), printed
     assert f"`fastbert prepare --tokenizer {model}`" in printed
+    assert f"`fastbert extend-vocab --tokenizer {model}`" in printed
 
 
 def test_another_tokenizer_is_refused_before_text_is_prepared_with_it(

@@ -79,15 +79,18 @@ def test_fine_tunes_and_is_used_by_init_from(objective: str, short, tmp_path, ca
     if objective == "electra":
         assert ElectraForPreTraining.from_pretrained(run / "model").config.embedding_size == 32
     capsys.readouterr()
-    # Its encoder, but not its head, goes into a run with another objective; all weights go into one with the same.
+    # Its encoder, but not its head, goes into a run with another objective; all weights go into one with the same, and
+    # those of an export into its encoder.
     index = short.index("--layers")
     shapeless = [*short[:index], *short[index + 6 :]]
     shapeless = [word for i, word in enumerate(shapeless) if word != "--position" and shapeless[i - 1] != "--position"]
-    for other, new in (("mlm", "head.dense.weight"), (objective, "small.blocks.0")):
-        on = ["--objective", other, "--init-from", str(run), "--out", str(tmp_path / other), "--steps", "2"]
+    cases = (("mlm", run, "head.dense.weight"), (objective, run / "model", "small.blocks.0"), (objective, run, ""))
+    for number, (other, start, new) in enumerate(cases):
+        on = ["--objective", other, "--init-from", str(start), "--out", str(tmp_path / f"{number}"), "--steps", "2"]
         assert main(["pretrain", *shapeless, *on]) == 0
-        printed = next(line for line in capsys.readouterr().err.splitlines() if "newly initialized" in line)
+        printed = next((line for line in capsys.readouterr().err.splitlines() if "newly initialized" in line), "")
         assert new in printed and "words.weight" not in printed and "encoder." not in printed.replace("small.", "")
+        assert bool(printed) == bool(new)
 
 
 def test_refused_before_anything_is_written(flags, tmp_path, capsys) -> None:

@@ -19,7 +19,7 @@ from fastbert.data.text import clean
 from fastbert.errors import UserError, brief
 from fastbert.lists import paths, words
 
-__all__ = ["Source", "check_source", "cut", "open_source", "source_files"]
+__all__ = ["COLUMN", "Source", "check_source", "cut", "has_columns", "open_source", "source_files"]
 
 COLUMN = "text"
 
@@ -87,6 +87,13 @@ def check_source(spec: str, column: str = COLUMN) -> None:
     """Raises the UserErrors of `open_source` if `spec` names only files; other sources take time to open."""
     if not any(one in NAMED or one.startswith(HUB) for one in paths(spec, _exists)):
         open_source(spec, column)
+
+
+def has_columns(spec: str) -> bool:
+    """Returns True if a source has a table or a dataset, whose text is in a column. Raises a UserError if a file does
+    not exist."""
+    names = [one for one in paths(spec, _exists) if one not in NAMED]
+    return any(one.startswith(HUB) or any(map(is_table, find_files(one, HINT))) for one in names)
 
 
 def _exists(spec: str) -> bool:

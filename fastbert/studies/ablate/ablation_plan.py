@@ -18,12 +18,12 @@ from fastbert.model.options import NoteDictionaryOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.branch import annealed
 from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
+from fastbert.pretraining.initial import tokenizer_to_prepare
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
     check_networks,
     data_folder,
     prepare_setup,
-    tokenizer_to_prepare,
 )
 from fastbert.pretraining.zero_shot.pairs import distinct_sentences, short_pairs
 from fastbert.pretraining.zero_shot.scorer import Scorer
