@@ -34,7 +34,7 @@ OPTIONS = Registry(
         "prepare": "fastbert.data.prepare:PrepareOptions",
         "extend-vocab": "fastbert.data.extend:ExtendOptions",
         "pretrain": "fastbert.pretraining.options:PretrainOptions",
-        "evaluate": "fastbert.pretraining.options:EvaluateOptions",
+        "evaluate": "fastbert.pretraining.evaluate_options:EvaluateOptions",
         "fill": "fastbert.pretraining.fill_options:FillOptions",
         "finetune": "fastbert.finetuning.options:FinetuneOptions",
         "predict": "fastbert.finetuning.options:PredictOptions",

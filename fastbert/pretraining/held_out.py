@@ -22,8 +22,9 @@ from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.objective import Metric, Objective
 from fastbert.objectives.options import MLMOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.evaluation import evaluate, shown
-from fastbert.pretraining.options import EvaluateOptions, PretrainOptions
+from fastbert.pretraining.options import PretrainOptions
 from fastbert.progress import progress
 from fastbert.records import check, json_text
 from fastbert.streams import warn

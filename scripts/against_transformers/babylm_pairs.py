@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import pair_files
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
 from fastbert.records import json_text

@@ -20,9 +20,9 @@ from fastbert.model.options import EncoderOptions
 from fastbert.objectives.electra import Electra
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.options import ElectraOptions, MLMOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.held_out import read_text
-from fastbert.pretraining.options import EvaluateOptions
 from tests.flags import main
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from fastbert.errors import UserError
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot import scoring
 from fastbert.pretraining.zero_shot.pair_files import LONGEST, read_pairs
 from fastbert.pretraining.zero_shot.scorer import open_scorer

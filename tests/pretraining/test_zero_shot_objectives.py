@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForPreTraining
 
 from fastbert.objectives import OBJECTIVES
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot import scoring
 from fastbert.pretraining.zero_shot.scorer import Scorer, open_scorer
 from fastbert.training.options import MachineOptions

@@ -16,7 +16,7 @@ from fastbert.model.encoder import initialize
 from fastbert.model.options import EncoderOptions
 from fastbert.objectives.mlm import MLM
 from fastbert.objectives.options import MLMOptions
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot import pairs as zero_shot
 from fastbert.pretraining.zero_shot import scoring
 from fastbert.pretraining.zero_shot.pair_files import Pair

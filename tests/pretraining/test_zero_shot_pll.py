@@ -13,7 +13,7 @@ from scipy import stats
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from fastbert.data.hashing import document_hash
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot import pll, scoring
 from fastbert.pretraining.zero_shot.scorer import open_scorer
 from fastbert.pretraining.zero_shot.sentences import sample_sentences, split_sentences

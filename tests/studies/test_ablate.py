@@ -13,7 +13,7 @@ import yaml
 from fastbert.cli import main
 from fastbert.data.shards import open_dataset
 from fastbert.pretraining import setup
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
 from fastbert.pretraining.zero_shot.pll import measure_pll
 from fastbert.studies.ablate import costs

@@ -19,7 +19,7 @@ from fastbert.hub.names import exported_weights
 from fastbert.model.encoder import initialize
 from fastbert.objectives import OBJECTIVES
 from fastbert.objectives.options import ObjectiveOptions
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import Pair
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
 from fastbert.studies.ablate.ablate import report_ablation

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot import pairs, pll
 from fastbert.records import json_text
 

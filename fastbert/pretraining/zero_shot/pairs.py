@@ -13,7 +13,7 @@ import numpy as np
 
 from fastbert.errors import UserError, plural
 from fastbert.outputs import output_file
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import Pair, phenomena, read_pairs
 from fastbert.pretraining.zero_shot.scorer import Scorer, open_scorer
 from fastbert.pretraining.zero_shot.scoring import Sentence, encoded, log_odds, log_probabilities, sentence

@@ -23,7 +23,7 @@ from tokenizers import Encoding
 from fastbert.data.sources import open_source
 from fastbert.errors import UserError
 from fastbert.outputs import output_file
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot.scorer import Scorer, open_scorer
 from fastbert.pretraining.zero_shot.scoring import Sentence, encoded, log_probabilities, word_ends
 from fastbert.pretraining.zero_shot.sentences import sample_sentences

@@ -45,8 +45,8 @@ from fastbert.model.encoder import Encoder
 from fastbert.model.heads import ReplacedHead
 from fastbert.objectives.objective import Objective
 from fastbert.objectives.replacement import Replacement
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.held_out import find_checkpoint, trained_objective
-from fastbert.pretraining.options import EvaluateOptions
 from fastbert.progress import progress
 from fastbert.records import read_json
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine

@@ -13,7 +13,7 @@ from fastbert.finetuning.setup import fingerprint_of_weights
 from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import encoder_flops
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import Pair, read_pairs
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
 from fastbert.pretraining.zero_shot.pll import measure_pll, read_sentences

@@ -20,7 +20,7 @@ from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
 from fastbert.finetuning.tasks import CustomTaskOptions, check_glue_options, check_task, is_glue
 from fastbert.hub.folders import check_model_folder
 from fastbert.inheritance import merged
-from fastbert.pretraining.options import EvaluateOptions
+from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.zero_shot.pair_files import pair_files
 from fastbert.ranges import Range, Seed, Workers, problem_of, text_problem
 
