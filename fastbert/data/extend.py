@@ -44,7 +44,7 @@ class ExtendOptions:
     """Folder of the tokenizer to extend: a run, a prepared folder, or a Hugging Face folder with a BERT tokenizer."""
     source: str
     """Text of the new domain or language, one of the sources of prepare: text files, tables (JSONL, JSON, CSV, TSV,
-    Parquet), globs, hf:NAME, sotu."""
+    Parquet), globs, hf:NAME, sotu, python."""
     words: NewWords
     """Number of entries to append."""
     out: str

