@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -39,6 +40,12 @@ class PlannedVariant:
     """The budget, without the annealing at the end."""
     lengths: tuple[int, ...] = ()
     """Length of the validation sequences, in tokens, at each point."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """Values other than options that identify its trainings: with `mode: data` the hashes of the fixed splits and of
+    the weights it starts from."""
+    replays_by_seed: bool = False
+    """True if the order of replayed data is that of the training's seed: it is not given, and there is no run in
+    --init-from of which it could be the seed."""
 
     def total(self, costs: Mapping[StepShape, float], steps: int, options: PretrainOptions) -> float:
         """Cost of the first `steps` steps of a training with `options`, from the costs of a step."""
