@@ -48,7 +48,7 @@ def read_splits(values: Mapping[str, Any], where: str) -> dict[str, str]:
         )
     for name, folder in given.items():
         here = f"{where}: validation: {brief(name, str)}"
-        if not isinstance(name, str) or not is_split_name(PREFIX + name):
+        if not is_split_name(PREFIX + name):
             raise UserError(
                 f"{here}: the name of a split has at most {32 - len(PREFIX)} small letters, digits, - and _, such as "
                 "old; choose another name"
