@@ -22,7 +22,7 @@ from fastbert.studies.ablate.pretrain_jobs import pretrain_job
 from tests.pretraining.test_continue import NEW_WORDS, prepare_with
 from tests.studies.conftest import CPU, SMALL, losses, read_rows, time_steps
 
-VARIANTS = ("0 %", "25 %", "scratch")
+VARIANTS = ("0 %", "25 %")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,6 @@ def contents(prepared: Path, new: Path, **changes) -> dict:
         "variants": {
             "0 %": None,
             "25 %": {"replay": {"data": str(prepared), "fraction": 0.25}},
-            "scratch": {"init_from": None},
         },
         "budget": {"equal": "flops", "steps": 10},
         "anneal": {"points": [0.5, 1.0], "fraction": 0.2},
@@ -99,7 +98,7 @@ def metrics(run: Path) -> dict[tuple[str, int], float]:
 def test_rows_hold_the_losses_on_the_splits(out, run) -> None:
     """As in the records of each training; it starts from the loss with which the run ended."""
     rows = read_rows(out)
-    assert [row["kind"] for row in rows] == ["pretrain", "branch"] * 3
+    assert [row["kind"] for row in rows] == ["pretrain", "branch"] * 2
     for row in rows:
         found = metrics(out / "jobs" / row["id"] / "run")
         for validation in row["validations"]:
@@ -108,17 +107,16 @@ def test_rows_hold_the_losses_on_the_splits(out, run) -> None:
                 assert validation["splits"][name]["loss"] == found[key]
         assert row["validations"][0]["step"] == 0
         ended = metrics(run)["validation", 4]
-        assert (row["validations"][0]["splits"]["old"]["loss"] == ended) == (row["model"] != "scratch")
+        assert row["validations"][0]["splits"]["old"]["loss"] == ended
 
 
 def test_fractions_differ_only_in_replay(out, new) -> None:
     rows = [row for row in read_rows(out) if row["kind"] == "pretrain"]
     runs = {row["model"]: out / "jobs" / row["id"] / "run" for row in rows}
-    plain, replayed, scratch = (yaml.safe_load((runs[name] / "config.yaml").read_text()) for name in VARIANTS)
+    plain, replayed = (yaml.safe_load((runs[name] / "config.yaml").read_text()) for name in VARIANTS)
     assert {key for key in plain if plain[key] != replayed[key]} == {"replay", "out"}
     assert replayed["replay"]["fraction"] == 0.25 and replayed["replay"]["seed"] == 0  # of the run
-    assert {key for key in plain if plain[key] != scratch[key]} >= {"init_from", "out"}
-    assert scratch["init_from"] is None and scratch["data"] == plain["data"] == str(new.resolve())
+    assert plain["data"] == replayed["data"] == str(new.resolve())
     assert metrics(runs["0 %"])["validation", 0] == metrics(runs["25 %"])["validation", 0]
     assert ("validation/old", 0) in metrics(runs["25 %"]) and ("validation/old", 0) not in metrics(runs["0 %"])
 
@@ -135,7 +133,7 @@ def table_of(report: str, column: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in found}
 
 
-def test_the_report_shows_what_was_learned_and_forgotten(out, prepared, new) -> None:
+def test_the_report_shows_what_was_learned_and_forgotten(out, run, prepared, new) -> None:
     report = (out / "report" / "report.md").read_text()
     assert "same data" not in report and f"held-out documents: old ({prepared}) and later-years ({new})" in report
     assert "These texts differ between variants with different data: their losses are not compared." in report
@@ -149,13 +147,12 @@ def test_the_report_shows_what_was_learned_and_forgotten(out, prepared, new) -> 
         found, expected, ends = metrics(out / "jobs" / trunk["id"] / "run"), ["1"], []
         for split in ("validation/study-old", "validation/study-later-years"):
             start, end = found[split, 0], found[split, 12]
-            random = name == "scratch"
-            expected += ["–" if random else f"{start:.4f}", f"{end:.4f}", "–" if random else f"{end - start:+.4f}"]
+            expected += [f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}"]
             ends.append(end)
         assert table[name] == [*expected, f"{statistics.fmean(ends):.4f}"]
     data = table_of(report, "initial weights")
     assert data["25 %"][1].startswith(f"25 % of {prepared} (") and data["0 %"][1] == "–"
-    assert data["scratch"][-1] == "random" and data["0 %"][0].startswith(f"{new} (")
+    assert data["0 %"][-1] == str(run) and data["0 %"][0].startswith(f"{new} (")
     plot = (out / "report" / "learned.svg").read_text()
     assert plot.count("start: ") == 1 and all(name in plot for name in (*VARIANTS, "loss on old"))
 
@@ -164,8 +161,8 @@ def test_the_same_command_continues(ablation, out, capsys, tmp_path, prepared, n
     before = (out / "report" / "report.md").read_bytes()
     assert main(["ablate", str(ablation), "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    assert "6 jobs: 3 pretrainings, 3 annealings; 6 done before" in captured.err
-    assert "3 trainings: 3 variants with 1 seed each, all validated on old (" in captured.err
+    assert "4 jobs: 2 pretrainings, 2 annealings; 4 done before" in captured.err
+    assert "2 trainings: 2 variants with 1 seed each, all validated on old (" in captured.err
     assert captured.out.startswith("Learned and forgotten\n") and (out / "report" / "report.md").read_bytes() == before
     values = yaml.safe_load(ablation.read_text()) | {"validation": {"old": str(prepared)}}
     assert main(["ablate", write(tmp_path / "other", values), "--out", str(out)]) == 2
@@ -231,6 +228,10 @@ def test_measures_and_spread_over_seeds(study, tmp_path, capsys) -> None:
     assert report_ablation(tmp_path / "out", "x", ablation, results) == 0
     printed = capsys.readouterr().out
     assert "3.0100 (3.0000 to 3.0200)" in printed and "2.0111 (2.0000 to 2.0222)" in printed
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    end = "3.0100 (3.0000 to 3.0200)"
+    assert table_of(report, "old: start")["plain"][:4] == ["3", "–", end, "–"]  # random weights have no start
+    assert table_of(report, "initial weights")["plain"][-1] == "random"
     verdicts = re.findall(r"^replayed +(reached|not reached) ", printed, re.MULTILINE)
     assert verdicts == ["reached", "not reached", "reached"]
     row = next(iter(results.rows.values()))
@@ -293,9 +294,9 @@ def test_a_dry_run_names_the_data(ablation, tmp_path, capsys, monkeypatch, prepa
     time_steps(monkeypatch, lambda *given: 0.1)
     assert main(["ablate", str(ablation), "--dry-run", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "3 trainings: 3 variants with 1 seed each, all validated on old (" in printed
+    assert "2 trainings: 2 variants with 1 seed each, all validated on old (" in printed
     assert re.search(rf"^25 % .* 25 % of {prepared} \(", printed, re.MULTILINE)
-    assert printed.splitlines()[-1] == "6 jobs: 3 pretrainings, 3 annealings"
+    assert printed.splitlines()[-1] == "4 jobs: 2 pretrainings, 2 annealings"
 
 
 # --- refusals
