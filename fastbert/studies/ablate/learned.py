@@ -102,10 +102,9 @@ def split_losses(results: AblationResults, variant: PlannedVariant, split: str) 
     """Losses on a split; none if the variant's vocabulary, objective or masks are not those of the others."""
     ends: dict[int, float] = {}
     starts: dict[int, float] = {}
-    for point in results.plan.points[variant.name]:
-        if point.fraction != 1 or variant.name in results.plan.incomparable_on[split]:
-            continue
-        if (loss := results.split_loss(point, split)) is not None:
+    left_out = variant.name in results.plan.incomparable_on[split]
+    for point in () if left_out else results.plan.points[variant.name]:
+        if point.fraction == 1 and (loss := results.split_loss(point, split)) is not None:
             ends[point.seed] = loss
             if (start := results.start_loss(point, split)) is not None:
                 starts[point.seed] = start
