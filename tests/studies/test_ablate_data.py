@@ -13,7 +13,9 @@ import yaml
 from fastbert.cli import main
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
+from fastbert.studies.ablate import pretrain_jobs
 from fastbert.studies.ablate.ablate import describe_ablation, measured, report_ablation
+from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.comparability import check_measure
 from fastbert.studies.ablate.fixed_splits import planned_reasons
 from fastbert.studies.ablate.measures import AblationResults
@@ -150,6 +152,7 @@ def test_the_report_shows_what_was_learned_and_forgotten(out, run, prepared, new
             expected += [f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}"]
             ends.append(end)
         assert table[name] == [*expected, f"{statistics.fmean(ends):.4f}"]
+    assert f"\n- `25 %`: replay.data {prepared}, replay.fraction 0.25\n" in report
     data = table_of(report, "initial weights")
     assert data["25 %"][1].startswith(f"25 % of {prepared} (") and data["0 %"][1] == "–"
     assert data["0 %"][-1] == str(run) and data["0 %"][0].startswith(f"{new} (")
@@ -174,18 +177,18 @@ def without_origin(out: Path) -> str:
     return (out / "report" / "report.md").read_text().partition("## How it was made")[0]
 
 
-def test_changed_inputs_are_noticed(ablation, run, tmp_path, monkeypatch) -> None:
+def test_changed_inputs_are_noticed(ablation, out, run, tmp_path, monkeypatch) -> None:
     """Splits and initial weights are identified by their content."""
     time_steps(monkeypatch, lambda *given: 0.1)
-    from fastbert.studies.ablate.ablation_plan import plan_ablation
-
+    monkeypatch.setattr(pretrain_jobs, "pretrain", lambda options, name: 0)  # the run has finished
     job = plan_ablation(load_ablation(ablation)[0], None, tmp_path, {}).jobs[0].to_dict()
-    assert set(job["identity"]["validation"]) == {"old", "later-years"} and "initial" in job["identity"]
-    other = job | {"identity": job["identity"] | {"initial": "00000000"}}
+    identity, finished = job["identity"], out / "jobs" / job["id"] / "run"
+    assert set(identity["validation"]) == {"old", "later-years"}
+    assert pretrain_job(job, finished)["status"] == "done"
+    other = job | {"identity": identity | {"initial": "00000000"}}
     assert pretrain_job(other, tmp_path / "a")["reason"].startswith(f"the weights of {run} changed")
-    other = job | {"identity": job["identity"] | {"validation": {"old": "00000000"}}, "kind": "pretrain"}
-    other["options"] = job["options"] | {"steps": 1, "milestones": None, "schedule": {"warmup": 0}}
-    assert pretrain_job(other, tmp_path / "b")["reason"].startswith("the data changed")
+    other = job | {"identity": identity | {"validation": identity["validation"] | {"old": "00000000"}}}
+    assert pretrain_job(other, finished)["reason"].startswith("the data changed")
 
 
 # --- plans, without trainings
@@ -221,6 +224,7 @@ def with_splits(rows: dict[str, dict], ends: dict[tuple[str, int], tuple[float, 
 def test_measures_and_spread_over_seeds(study, tmp_path, capsys) -> None:
     """Verdicts on each split and on their mean: replay forgets less, learns less, and is better by the mean."""
     ablation, plan = study(seeds=3)
+    assert len(plan.seconds) == 1  # other data costs the same, so it is timed once
     own = [job.options["replay"]["seed"] for job in plan.jobs if job.model == "replayed"]
     assert own == [0, 1, 2]  # without a run to start from, the old data has the order of the training's seed
     ends = {("plain", seed): (3 + seed / 100, 1.0 + seed / 1000) for seed in range(3)}

@@ -128,7 +128,10 @@ def timing_key(setup: PretrainSetup, shape: StepShape) -> str:
     options = setup.options
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
     described = science(options, setup.fingerprint) | machine | {"micro_batch_size": options.micro_batch_size}
-    return digest(described | {"first_fraction": None, "shape": shape})
+    described |= {"first_fraction": None, "shape": shape, "encoder": setup.config.to_dict()}
+    # Neither the text nor the weights change the time of a step; only how often the words with notes occur does.
+    without = () if options.notes.enabled else ("data", "init_from", "replay.fraction", "replay.seed")
+    return digest({name: value for name, value in described.items() if name not in without})
 
 
 def timed_round(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: batches.BatchPlan) -> float:

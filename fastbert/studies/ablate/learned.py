@@ -47,12 +47,18 @@ def data_table(plan: AblationPlan, ablation: Ablation) -> Table:
 
 def described_changes(options: Mapping[str, PretrainOptions]) -> list[str]:
     """A line for each variant but the first, the baseline, with the options that differ from the baseline's."""
-    first, *others = ({leaf.name: leaf.value for leaf in leaves(given)} for given in options.values())
+    first, *others = map(_values, options.values())
     lines = []
     for variant, values in zip(list(options)[1:], others, strict=True):
         changes = (_change(name, value, first[name]) for name, value in values.items() if value != first[name])
         lines.append(f"`{variant}`: {', '.join(changes)}")
     return lines
+
+
+def _values(options: PretrainOptions) -> dict[str, Any]:
+    """Values of the options by name; those of replay are None without replay."""
+    values = {leaf.name: leaf.value for leaf in leaves(options)}
+    return values if options.replay.active else values | {"replay.fraction": None, "replay.seed": None}
 
 
 def changed_options(plan: AblationPlan, ablation: Ablation) -> list[str]:
@@ -61,7 +67,8 @@ def changed_options(plan: AblationPlan, ablation: Ablation) -> list[str]:
     lines = described_changes({variant.name: variant.options for variant in ablation.variants})
     first = plan.variants[0].setup.config.to_dict()
     for number, variant in enumerate(plan.variants[1:]):
-        given = {leaf.name for leaf in _different(ablation.variants[0].options, ablation.variants[number + 1].options)}
+        before, after = (_values(ablation.variants[index].options) for index in (0, number + 1))
+        given = {name for name in after if after[name] != before[name]}
         config = variant.setup.config.to_dict()
         lines[number] += "".join(
             f", {_change(name, config[name], first[name])}"
@@ -69,10 +76,6 @@ def changed_options(plan: AblationPlan, ablation: Ablation) -> list[str]:
             if config[name] != first[name] and name not in {"vocab_size", *given}
         )
     return lines
-
-
-def _different(first: PretrainOptions, other: PretrainOptions) -> list[Any]:
-    return [b for a, b in zip(leaves(first), leaves(other), strict=True) if a.value != b.value]
 
 
 def _change(name: str, value: Any, before: Any) -> str:
