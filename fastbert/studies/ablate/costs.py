@@ -1,7 +1,7 @@
 """Costs of an ablation's variants in steps, FLOPs and minutes, and the numbers of steps at which they cost the same."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from fastbert.config import digest
 from fastbert.data import stages as batches
 from fastbert.errors import plural
+from fastbert.model.options import EncoderOptions
 from fastbert.pretraining.budget import time_training
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup
@@ -129,8 +130,9 @@ def timing_key(setup: PretrainSetup, shape: StepShape) -> str:
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
     described = science(options, setup.fingerprint) | machine | {"micro_batch_size": options.micro_batch_size}
     described |= {"first_fraction": None, "shape": shape, "encoder": setup.config.to_dict()}
-    # Neither the text nor the weights change the time of a step; only how often the words with notes occur does.
-    without = () if options.notes.enabled else ("data", "init_from", "replay.fraction", "replay.seed")
+    without = {one.name for one in fields(EncoderOptions)}  # resolved in `encoder`
+    if not options.notes.enabled:  # how often their words occur depends on the data
+        without |= {"data", "init_from", "replay.fraction", "replay.seed"}
     return digest({name: value for name, value in described.items() if name not in without})
 
 
