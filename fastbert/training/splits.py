@@ -32,6 +32,11 @@ def named_splits(records: Iterable[Mapping[str, Any]]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in (None, NEW)]
 
 
+def is_split_name(name: str) -> bool:
+    """Returns whether `name` can be the name of a split in --eval-data."""
+    return _NAME.fullmatch(name) is not None and name not in (NEW, MEAN)
+
+
 def named_folders(text: str | None) -> dict[str, str]:
     """Name -> folder of `old=data/wiki,code=data/python`.
 

@@ -6,7 +6,9 @@ out/jobs/<id>/       log.txt, and run/ as written by `fastbert pretrain` or `fas
 out/report/          report.md, report.html, plots
 """
 
+import statistics
 from collections.abc import Container
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from fastbert.studies.ablate.ablation_report import (
     write_ablation_report,
 )
 from fastbert.studies.ablate.ablation_tables import planned_table, printed_fractions
-from fastbert.studies.ablate.comparability import check_measure, check_pll, incomparable, planned_validations
+from fastbert.studies.ablate.comparability import check_measure, check_pll
+from fastbert.studies.ablate.fixed_splits import planned_reasons
+from fastbert.studies.ablate.learned import data_table, learned_table, trainings_sentence
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import AblateOptions, Ablation
 from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, check_ablation_row
@@ -50,7 +54,7 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
     """
     name = Path(ablation.path).stem
     out = Path(options.out or f"runs/{name}")
-    check_measure(ablation, incomparable(planned_validations(ablation)))
+    check_measure(ablation, planned_reasons(ablation))
     check_pll(ablation)
     with locked_folder(out):
         store = ResultStore(out, ABLATION, check_ablation_row)
@@ -59,12 +63,11 @@ def ablate(ablation: Ablation, options: AblateOptions) -> int:
         plan = plan_ablation(ablation, options.glue_dir, out, known)
         check_measure(ablation, plan.incomparable)
         if options.dry_run:
-            print(f"{planned_table(plan, ablation).plain()}\n{counted_kinds(plan)}")
+            print(described_plan(plan, ablation))
             return 0
         store.begin(describe_ablation(ablation, plan), plan.jobs, seconds={**known, **plan.seconds})
         rerun_lost_trainings(store)
-        echo(planned_table(plan, ablation).plain())
-        echo(f"{counted_kinds(plan)}{store.done_before}")
+        echo(f"{described_plan(plan, ablation)}{store.done_before}")
         echo(f"log of a running job: {out / JOBS / '<id>' / LOG}")
         stopped = run_remaining(plan, store, ablation.threads, options)
         store.write()
@@ -83,6 +86,8 @@ def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
             if name not in ("seed", "steps"):
                 found[f"{variant.name}: {name}"] = value
         found[f"{variant.name}: steps"] = variant.steps
+        if "initial" in variant.identity:
+            found[f"{variant.name}: initial weights"] = variant.identity["initial"]
     found["machine"] = {leaf.name: leaf.value for leaf in leaves(options) if leaf.role == "machine"}
     tasks = [entry.task for entry in ablation.grid.tasks]
     return {
@@ -93,6 +98,7 @@ def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
         "tasks": tasks,
         "finetune": ablation.grid.finetune,
         **{f"evaluate {evaluation.key}": evaluation.data for evaluation in plan.evaluations},
+        **{f"validation {split.name}": split.fingerprint for split in plan.splits},
     }
 
 
@@ -108,6 +114,14 @@ def rerun_lost_trainings(store: ResultStore) -> None:
             needed.add(job.after)
     if lost:
         echo(f"the checkpoints of {plural(lost, 'earlier training')} are missing; they will run again")
+
+
+def described_plan(plan: AblationPlan, ablation: Ablation) -> str:
+    """Tables of the trainings and their costs, and the number of jobs, for a terminal."""
+    lines = [planned_table(plan, ablation).plain(), counted_kinds(plan)]
+    if plan.splits:
+        lines = [data_table(plan, ablation).plain(), f"{trainings_sentence(plan, ablation)}\n", *lines]
+    return "\n".join(lines)
 
 
 def counted_kinds(plan: AblationPlan) -> str:
@@ -130,8 +144,10 @@ def run_remaining(plan: AblationPlan, store: ResultStore, threads: int, options:
     for job in remaining:
         store.rows.pop(job.id, None)  # it failed before; jobs that depend on it wait for it again
     incomparable = plan.incomparable
+    for left_out in plan.incomparable_on.values():  # the live status shows the mean of all splits
+        incomparable |= left_out
     cells = {(variant, task) for variant in incomparable for task in (PRETRAINING, ANNEALING)}
-    live = LiveStatus(plan.jobs, store.rows, lambda row: measured(row, incomparable), cells)
+    live = LiveStatus(plan.jobs, store.rows, partial(measured, incomparable=incomparable), cells)
     timed_on = plan.variants[0].setup.device.type
     return run_events(start(options, remaining, store, threads, in_place=True, timed_on=timed_on), store, live)
 
@@ -142,7 +158,11 @@ def measured(row: ResultRow, incomparable: Container[str] = ()) -> tuple[str, fl
     if row["kind"] in (FINETUNE, EVALUATE):
         return scored(row)
     name = f"incomparable loss ({row['objective']})" if row["model"] in incomparable else "validation loss"
-    return name, row["validations"][-1]["loss"]
+    last = row["validations"][-1]
+    if "splits" not in last:
+        return name, last["loss"]
+    losses = [figures["loss"] for figures in last["splits"].values()]
+    return name.replace("validation", "mean"), statistics.fmean(losses)
 
 
 def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationResults) -> int:
@@ -153,11 +173,13 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
     report = ReportPage(f"Ablation {name}", folder)
     write_ablation_report(report, ablation, results)
     report.write(provenance(ablation.path, ablation.threads, done))
+    if done and results.plan.splits:
+        print(f"Learned and forgotten\n{learned_table(results).plain()}\n")
     if done:
         print(printed_fractions(results))
         for line in results.left_out:
             echo(line)
-        if results.validation_loss and results.objective.second_network:
+        if results.losses and results.objective.second_network:
             echo(f"validation loss: {DIFFERENT_INPUTS}")
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
     if failed and (missing := total - len(done) - len(failed)):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastbert.config import digest, to_dict
 from fastbert.errors import UserError
@@ -36,8 +37,9 @@ from fastbert.studies.ablate.costs import (
     timed_variants,
     timing_key,
 )
+from fastbert.studies.ablate.fixed_splits import FixedSplit, incomparable_on, never_compared, open_splits
 from fastbert.studies.ablate.options import Ablation
-from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN
+from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, initial_weights
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.engine.store import JOBS
@@ -48,6 +50,7 @@ from fastbert.studies.shared.trained import Columns
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device
 from fastbert.training.schedules import learning_rate_factor, warmup_steps
+from fastbert.training.splits import OLD
 
 PRETRAINING, ANNEALING = "pretraining", "annealing"  # instead of a task's name
 
@@ -69,11 +72,34 @@ class AblationPlan:
     tasks: dict[str, Columns] = field(default_factory=dict)
     """Task -> its columns in a table of tasks."""
     evaluations: list[PlannedEvaluation] = field(default_factory=list)
+    splits: list[FixedSplit] = field(default_factory=list)
+    """The fixed validation splits of `mode: data`."""
+    path: str = ""
+    """YAML file, for errors."""
 
     @property
     def incomparable(self) -> dict[str, str]:
-        """Variants whose validation losses cannot be compared with the baseline's -> the reason."""
+        """Variants whose validation losses, with `mode: data` those on all splits, cannot be compared with the
+        baseline's -> the reason."""
+        if self.splits:
+            return never_compared(self.incomparable_on, [variant.name for variant in self.variants])
+        return self._other_validations
+
+    @property
+    def _other_validations(self) -> dict[str, str]:
+        """Variants with other validation options than the baseline -> the reason."""
         return incomparable((variant.name, variant.validation_options) for variant in self.variants)
+
+    @property
+    def incomparable_on(self) -> dict[str, dict[str, str]]:
+        """Fixed split -> variants whose losses on it cannot be compared -> the reason."""
+        vocabularies = {v.name: (v.setup.vocabulary, str(v.setup.dataset.folder)) for v in self.variants}
+        return incomparable_on(self.splits, self.path, vocabularies, self._other_validations)
+
+    @property
+    def one_tokenizer(self) -> bool:
+        """True if all variants have the same tokenizer, so that figures per token can be compared."""
+        return len({variant.setup.vocabulary.fingerprint for variant in self.variants}) == 1
 
     @property
     def without_pll(self) -> dict[str, str]:
@@ -102,18 +128,19 @@ def plan_ablation(
     Raises:
         UserError: a variant, a task, an evaluation or a point is invalid.
     """
-    evaluations = plan_evaluations(ablation.grid)
+    evaluations, splits = plan_evaluations(ablation.grid), open_splits(ablation)
     for variant in ablation.variants:  # before the data is prepared
         with prefixed(f"{ablation.path}: variants: {variant.name}"):
             check_networks(variant.options, resolve_device(variant.options.machine.device))
             if ablation.budget.equal == "steps" and ablation.anneal is None:
                 check_steps(replace(variant.options, steps=ablation.budget.steps))
-    folder = prepare_data(ablation)
+    folders = prepare_data(ablation)
     variants = []
-    for variant in ablation.variants:
+    for variant, folder in zip(ablation.variants, folders, strict=True):
         with prefixed(f"{ablation.path}: variants: {variant.name}"):
             options = replace(variant.options, data=str(folder))
-            variants.append(plan_variant(variant.name, with_first_length(options, ablation.anneal)))
+            planned = plan_variant(variant.name, with_first_length(options, ablation.anneal))
+            variants.append(replace(planned, identity=identity_of(planned, splits)))
     first = variants[0].setup
     unigram = first.dataset.split("validation").unigram_entropy
     tasks = open_tasks(ablation, glue_dir, variants)
@@ -125,7 +152,9 @@ def plan_ablation(
     steps = equal_steps(ablation.budget, variants)
     variants = [replace(variant, steps=count) for variant, count in zip(variants, steps, strict=True)]
     described = {task.name: task.described for task in tasks.get(variants[0].name, ())}
-    result = AblationPlan(variants, unigram, tasks=described, evaluations=evaluations)
+    result = AblationPlan(
+        variants, unigram, tasks=described, evaluations=evaluations, splits=splits, path=ablation.path
+    )
     for seed in ablation.seeds:
         names: dict[str, str] = {}
         for variant in result.variants:
@@ -155,16 +184,30 @@ def plan_ablation(
 # --- data and variants
 
 
-def prepare_data(ablation: Ablation) -> Path:
-    """Prepares the data, with the rare words of every variant's note dictionary; returns its absolute path."""
-    base = ablation.variants[0].options
+def prepare_data(ablation: Ablation) -> list[Path]:
+    """Prepares the data, with the rare words of every variant's note dictionary; returns the absolute path of that of
+    each variant. Without `mode: data` it is the baseline's for all."""
     notes = [variant.options.notes for variant in ablation.variants if variant.options.notes.enabled]
+    changes = {}
     if notes:
         least, most = min(band.min_count for band in notes), max(band.max_count for band in notes)
-        base = replace(base, notes=NoteDictionaryOptions(enabled=True, min_count=least, max_count=most))
-    with prefixed(ablation.path):
-        pretrained = load_pretrained(base.init_from) if base.init_from is not None else None
-        return data_folder(base, tokenizer_to_prepare(base, pretrained)).resolve()
+        changes["notes"] = NoteDictionaryOptions(enabled=True, min_count=least, max_count=most)
+    found = []
+    for variant in ablation.variants if ablation.splits else ablation.variants[:1]:
+        options = replace(variant.options, **changes)
+        with prefixed(f"{ablation.path}: variants: {variant.name}" if ablation.splits else ablation.path):
+            pretrained = load_pretrained(options.init_from) if options.init_from is not None else None
+            found.append(data_folder(options, tokenizer_to_prepare(options, pretrained)).resolve())
+    return found if ablation.splits else found * len(ablation.variants)
+
+
+def identity_of(variant: PlannedVariant, splits: Sequence[FixedSplit]) -> dict[str, Any]:
+    """Values other than options that identify the trainings of `mode: data`, which compares data by its content."""
+    if not splits:
+        return {}
+    init_from = variant.setup.options.init_from
+    initial = {} if init_from is None else {"initial": initial_weights(init_from)}
+    return {"validation": {split.name: split.fingerprint for split in splits}, **initial}
 
 
 def with_first_length(options: PretrainOptions, anneal: float | None) -> PretrainOptions:
@@ -177,6 +220,11 @@ def with_first_length(options: PretrainOptions, anneal: float | None) -> Pretrai
 def plan_variant(name: str, options: PretrainOptions) -> PlannedVariant:
     """Sets up a variant in the same way as its jobs."""
     setup = prepare_setup(options)
+    replay, by_seed = setup.options.replay, False
+    if OLD in setup.others:
+        setup.options = replace(setup.options, replay=replace(replay, data=str(setup.others[OLD].folder.resolve())))
+        source = options.init_from
+        by_seed = options.replay.seed is None and (source is None or load_pretrained(source).seed is None)
     setup.batches()  # refuses a corpus of less than one batch
     objective = setup.objective()
     return PlannedVariant(
@@ -185,6 +233,7 @@ def plan_variant(name: str, options: PretrainOptions) -> PlannedVariant:
         parameters=objective.parameter_count(),
         checkpoint_bytes=checkpoint_size(objective),
         step_flops={shape: objective.flops(*shape) for shape in setup.shapes()},
+        replays_by_seed=by_seed and replay.active,
     )
 
 
@@ -199,8 +248,10 @@ def pretrainings(ablation: Ablation, variant: PlannedVariant, seed: int) -> tupl
             f"a budget of {variant.steps} steps is too short for the points {', '.join(map(str, ablation.points))}: "
             "two of them are the same step"
         )
-    setup = replace(variant.setup, options=replace(variant.setup.options, seed=seed, steps=variant.steps))
-    options = resolve_steps(setup)
+    options = replace(variant.setup.options, seed=seed, steps=variant.steps)
+    if variant.replays_by_seed:
+        options = replace(options, replay=replace(options.replay, seed=seed))
+    options = resolve_steps(replace(variant.setup, options=options))
     learning_rate_factor(options.schedule, 0, variant.steps)  # refuses a warm-up longer than the run
     if ablation.anneal is None:
         ends = [options] * len(at)
@@ -252,6 +303,7 @@ def _pretraining(
         "precision": machine.precision,
         "milestones": options.milestones,
         "start": start,
+        **variant.identity,
     }
     without = ("out", "resume", "tokens", "minutes")
     bare = {name: value for name, value in to_dict(options).items() if name not in without}
@@ -331,8 +383,8 @@ def check_scores(ablation: Ablation, evaluation: PlannedEvaluation, variants: Se
         where = f"{ablation.path}: {variant.name}, evaluate: pairs"
         if setup.objective().word_network is None:
             raise UserError(f"{where}: {setup.options.objective} predicts no words, so it scores no sentences")
-        longest = config.max_positions, POSITIONS[config.position].extrapolates
-        if longest in checked:  # the tokenizer is the same for all
+        longest = config.max_positions, POSITIONS[config.position].extrapolates, setup.vocabulary.fingerprint
+        if longest in checked:
             continue
         checked.add(longest)
         tokenizer = setup.vocabulary.build()

@@ -3,9 +3,7 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from fastbert.config import leaves
 from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
@@ -34,6 +32,8 @@ from fastbert.studies.ablate.analysis import (
     limits,
     noise,
 )
+from fastbert.studies.ablate.fixed_splits import shown_splits
+from fastbert.studies.ablate.learned import add_learned, changed_options, data_table, described_changes
 from fastbert.studies.ablate.measures import ZERO_SHOT, AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
 from fastbert.studies.shared.comparison import SETTING, format_setting
@@ -57,6 +57,8 @@ SATURATED = 0.7  # fraction of the steps; a baseline that reaches its final valu
 def write_ablation_report(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
     """Adds all sections to the page of an ablation, and writes the plots."""
     _overview(report, ablation, results)
+    if results.plan.splits and results.done:
+        add_learned(report, results)
     compared = {measure.name: compare_variants(measure, results.hardly_learned()) for measure in results.measures}
     along = [measure for measure in results.measures if measure.along]
     if along:
@@ -81,18 +83,22 @@ def write_ablation_report(report: ReportPage, ablation: Ablation, results: Ablat
 
 def _overview(report: ReportPage, ablation: Ablation, results: AblationResults) -> None:
     plan = results.plan
-    report.text(
-        f"{results.baseline.name} is the baseline; {plural(len(plan.variants) - 1, 'variant')} with the same data, "
-        f"order and {plural(len(ablation.seeds), 'seed')}, at equal {UNIT_NAMES[ablation.budget.equal]}. "
-        f"{training_sentence(plan, ablation)}"
-    )
-    first = _options(plan.variants[0])
-    lines = []
-    for variant in plan.variants[1:]:
-        changed = {name: value for name, value in _options(variant).items() if value != first[name]}
-        changes = (f"{name} {value}" + _instead_of(first[name]) for name, value in changed.items())
-        lines.append(f"`{variant.name}`: {', '.join(changes)}")
-    report.points(lines)
+    others = plural(len(plan.variants) - 1, "variant")
+    seeds, unit = plural(len(ablation.seeds), "seed"), UNIT_NAMES[ablation.budget.equal]
+    if plan.splits:
+        report.text(
+            f"{results.baseline.name} is the baseline; {others} that may differ from it in the data, with {seeds}, at "
+            f"equal {unit}. All are validated on the same held-out documents: {shown_splits(plan.splits)}. "
+            f"{training_sentence(plan, ablation)}"
+        )
+        report.table(data_table(plan, ablation))
+        report.points(changed_options(plan, ablation))
+    else:
+        report.text(
+            f"{results.baseline.name} is the baseline; {others} with the same data, order and {seeds}, at equal "
+            f"{unit}. {training_sentence(plan, ablation)}"
+        )
+        report.points(described_changes({variant.name: variant.setup.options for variant in plan.variants}))
     report.table(planned_table(plan, ablation))
     report.text(
         "In brackets the difference from the baseline's step. FLOPs are computed in closed form for all networks, "
@@ -124,8 +130,9 @@ def _overview(report: ReportPage, ablation: Ablation, results: AblationResults) 
         why = " (under its objective the main network predicts no masked words)"
     hardly = results.hardly_learned()
     verdict = f"less than {LEARNED} nats, so nothing is decided" if hardly else "enough for a verdict"
+    own = " on its own held-out documents" if plan.splits else ""
     report.text(
-        f"The masked loss {of} at the end{why} is {masked_loss:.3f} nats, {abs(gain):.3f} "
+        f"The masked loss {of}{own} at the end{why} is {masked_loss:.3f} nats, {abs(gain):.3f} "
         f"{'below' if gain >= 0 else 'above'} the unigram entropy of the validation text, {plan.unigram_entropy:.3f}: "
         f"{verdict}."
     )
@@ -141,15 +148,6 @@ def _trained(report: ReportPage, ablation: Ablation, plan: AblationPlan) -> None
         report.text("Every checkpoint was fine-tuned on:")
         report.table(columns_table("task", plan.tasks))
         report.table(tuning_table([job for job in plan.jobs if job.kind == FINETUNE]))
-
-
-def _options(variant: Any) -> dict[str, Any]:
-    return {leaf.name: leaf.value for leaf in leaves(variant.setup.options)}
-
-
-def _instead_of(value: Any) -> str:
-    """The baseline's value of an option, if it has one, that a variant changes."""
-    return "" if value is None else f" (instead of {value})"
 
 
 def _fractions(report: ReportPage, along: list[Measure], compared: dict[str, list[VariantComparison]]) -> None:
@@ -250,8 +248,7 @@ def _measure(
     rows: list[VariantComparison],
 ) -> None:
     report.heading(f"By {measure.name}")
-    loss = measure == results.validation_loss
-    floor = results.plan.unigram_entropy if loss and results.objective.loss_in_nats else None
+    floor = results.losses.get(measure.name)
     if measure.along:
         dashed = ", the unigram entropy dashed" if floor is not None else ""
         caption = f"Every seed thin, medians thick, the baseline's final median dotted{dashed}."
@@ -270,7 +267,7 @@ def _measure(
             f"By phenomenon at the end of the budget, accuracy x 100, the median over the seeds. {PAIRS_SCORES}"
         )
         report.table(phenomena_table(results))
-    if loss and results.objective.second_network:
+    if measure.name in results.losses and results.objective.second_network:
         report.text(DIFFERENT_INPUTS)
     report.text("Seed by seed, for every verdict:")
     report.table(seeds_table(measure, rows))
@@ -299,13 +296,15 @@ def _noise(results: AblationResults, measure: Measure) -> str:
 def _validation(report: ReportPage, results: AblationResults) -> None:
     """Adds the validation figures of every variant. Losses that cannot be compared with the baseline's get
     no entry in its column."""
-    report.heading("Validation at the end")
-    incomparable, rows = results.plan.incomparable, []
+    own = bool(results.plan.splits)
+    report.heading("Validation at the end" + (" on each variant's own held-out documents" if own else ""))
+    # Each training's own documents are another text with `mode: data`.
+    incomparable, rows = {} if own else results.plan.incomparable, []
     for variant in results.plan.variants:
         ends = [point for point in results.plan.points[variant.name] if point.fraction == 1]
         found = [at for point in ends if (at := results.validation(point)) is not None]
         objective = variant.setup.options.objective
-        names = [name for name in found[0] if name != "step"] if found else []
+        names = [name for name in found[0] if name not in ("step", "splits")] if found else []
         medians = {name: f"{statistics.median(at[name] for at in found):.4f}" for name in names}
         loss = medians.pop("loss", NOTHING)
         if found and variant.name in incomparable:
@@ -316,6 +315,8 @@ def _validation(report: ReportPage, results: AblationResults) -> None:
     column = "masked loss" if nats else f"{results.baseline.setup.options.objective} loss"
     report.table(Table(["variant", "objective", "seeds", column, "other medians"], rows))
     report.text("Medians over the seeds. Losses and entropies are in nats.")
+    if own:
+        report.text("These texts differ between variants with different data: their losses are not compared.")
     if incomparable:
         report.text(
             f"The losses of {', '.join(incomparable)} are not comparable with the baseline's: their validation "

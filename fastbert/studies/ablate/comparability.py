@@ -5,7 +5,8 @@ refuses changes of them), and masked positions are functions of a row. These may
 units of the masks; for objectives other than MLM all of their options, since their networks choose the words to judge;
 and, with a `first_length`, the length of the sequences at a point. These do not matter: options that act in training
 alone (replacements at masked positions, batches, schedule), and what a variant reads from the same rows (a note
-dictionary, a document mask, position encodings).
+dictionary, a document mask, position encodings). With `mode: data` the data differs, and the losses are those on fixed
+splits, whose vocabularies matter as well (`fixed_splits`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,13 +56,16 @@ def incomparable(variants: Iterable[tuple[str, ValidationOptions]]) -> dict[str,
 
 
 def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
-    """Refuses an ablation without tasks and minimal pairs if variants have incomparable losses (`reasons`, from
-    `incomparable`).
+    """Refuses an ablation without a measure for variants that have incomparable losses (`reasons`, from `incomparable`
+    or, with `mode: data`, `never_compared`).
 
     Raises:
         UserError: names these variants with the reasons.
     """
     if ablation.grid.tasks or "pairs" in ablation.grid.evaluate or not reasons:
+        return
+    if ablation.splits:
+        _check_measure_of_data(ablation, reasons)
         return
     lines = "".join(f"{LINE}{name}: {reason}" for name, reason in reasons.items())
     lengths = any(reason.startswith(POINT_LENGTHS) for reason in reasons.values())
@@ -72,6 +76,20 @@ def check_measure(ablation: Ablation, reasons: Mapping[str, str]) -> None:
         "Give tasks: to compare them by fine-tuning, or evaluate: {pairs: ...}, or leave these variants out"
         + ("; lengths are equal with anneal:, or with checkpoints: [1.0]" if lengths else "")
     )
+
+
+def _check_measure_of_data(ablation: Ablation, reasons: Mapping[str, str]) -> None:
+    """Refuses variants that neither a loss nor the pseudo-log-likelihood compares with the baseline."""
+    unscored = without_masked_head((variant.name, variant.options.objective) for variant in ablation.variants)
+    left = {name: why for name, why in reasons.items() if "pll" not in ablation.grid.evaluate or name in unscored}
+    if left:
+        lines = "".join(f"{LINE}{name}: {reason}" for name, reason in left.items())
+        raise UserError(
+            f"{ablation.path}: variants: nothing compares these with the baseline ({ablation.baseline}), because the "
+            f"losses on the validation splits need the same objective, masks and vocabulary:{lines}{LINE}"
+            "Give evaluate: {pll: TEXT}, which compares vocabularies in bits per byte, evaluate: {pairs: ...} or "
+            "tasks:, or leave these variants out"
+        )
 
 
 def without_masked_head(objectives: Iterable[tuple[str, str]]) -> dict[str, str]:

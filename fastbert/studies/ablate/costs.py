@@ -1,13 +1,15 @@
 """Costs of an ablation's variants in steps, FLOPs and minutes, and the numbers of steps at which they cost the same."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from torch import nn
 
 from fastbert.config import digest
 from fastbert.data import stages as batches
 from fastbert.errors import plural
+from fastbert.model.options import EncoderOptions
 from fastbert.pretraining.budget import time_training
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup
@@ -39,6 +41,12 @@ class PlannedVariant:
     """The budget, without the annealing at the end."""
     lengths: tuple[int, ...] = ()
     """Length of the validation sequences, in tokens, at each point."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """Values other than options that identify its trainings: with `mode: data` the hashes of the fixed splits and of
+    the weights it starts from."""
+    replays_by_seed: bool = False
+    """True if the order of replayed data is that of the training's seed: it is not given, and there is no run in
+    --init-from of which it could be the seed."""
 
     def total(self, costs: Mapping[StepShape, float], steps: int, options: PretrainOptions) -> float:
         """Cost of the first `steps` steps of a training with `options`, from the costs of a step."""
@@ -121,7 +129,11 @@ def timing_key(setup: PretrainSetup, shape: StepShape) -> str:
     options = setup.options
     machine = {"threads": options.machine.threads, "device": str(setup.device), "precision": setup.precision}
     described = science(options, setup.fingerprint) | machine | {"micro_batch_size": options.micro_batch_size}
-    return digest(described | {"first_fraction": None, "shape": shape})
+    described |= {"first_fraction": None, "shape": shape, "encoder": setup.config.to_dict()}
+    without = {one.name for one in fields(EncoderOptions)}  # resolved in `encoder`
+    if not options.notes.enabled:  # how often their words occur depends on the data
+        without |= {"data", "init_from", "replay.fraction", "replay.seed"}
+    return digest({name: value for name, value in described.items() if name not in without})
 
 
 def timed_round(setup: PretrainSetup, objective: nn.Module, seconds: float, plan: batches.BatchPlan) -> float:

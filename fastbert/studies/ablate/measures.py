@@ -1,11 +1,12 @@
 """Measures of an ablation, from its plan and the rows of results.jsonl: scores of fine-tuning on each task and their
-mean, accuracy on minimal pairs, and pseudo-log-likelihood and validation loss where they are comparable.
+mean, accuracy on minimal pairs, and pseudo-log-likelihood and validation loss where they are comparable. With `mode:
+data` the losses are those on each fixed split, and their mean.
 """
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from fastbert.objectives import OBJECTIVES
@@ -23,6 +24,9 @@ ZERO_SHOT = {
     "pll": ("pseudo-log-likelihood, nats per token", "nats_per_token", 1, False),
 }
 """Evaluation -> name of its measure, figure, factor of the figure, and whether higher values are better."""
+PLL_PER_BYTE = ("pseudo-log-likelihood, bits per byte", "bits_per_byte", 1, False)
+"""The same for the pseudo-log-likelihood if variants have different tokenizers: their tokens are not the same."""
+MEAN_LOSS = "mean loss"
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,63 @@ class AblationResults:
         last = {point.seed: point.steps for point in self.plan.points[variant.name]}
         return {seed: curve for seed, curve in curves.items() if curve[-1].steps == last[seed]}
 
-    def losses(self, variant: PlannedVariant) -> dict[int, Curve]:
+    def own_losses(self, variant: PlannedVariant) -> dict[int, Curve]:
+        """Curves of the loss on a variant's own held-out documents."""
         return self.curves(variant, lambda point: (self.validation(point) or {}).get("loss"))
 
     @cached_property
     def validation_loss(self) -> Measure | None:
-        """Measure over the variants whose loss is comparable with the baseline's; None if there is no such variant."""
+        """Measure over the variants whose loss is comparable with the baseline's; None if there is no such variant, or
+        with `mode: data`, where each variant has a validation text of its own."""
+        if self.plan.splits:
+            return None
         same = [variant for variant in self.plan.variants if variant.name not in self.plan.incomparable]
         if len(same) < 2:
             return None
-        return Measure("validation loss", False, {variant.name: self.losses(variant) for variant in same})
+        return Measure("validation loss", False, {variant.name: self.own_losses(variant) for variant in same})
+
+    def split_loss(self, point: MeasuredPoint, split: str) -> float | None:
+        """Loss on a fixed split at a point; None if the training has not reached it."""
+        found = self.validation(point)
+        return None if found is None else found["splits"][split]["loss"]
+
+    def start_loss(self, point: MeasuredPoint, split: str) -> float | None:
+        """Loss on a fixed split before the first step of the training of a point; None if it starts from random
+        weights, or has not finished."""
+        row = self.done.get(point.job)
+        if row is None or point.options.init_from is None:
+            return None
+        return next(found["splits"][split]["loss"] for found in row["validations"] if found["step"] == 0)
+
+    @cached_property
+    def split_losses(self) -> list[Measure]:
+        """Loss on each fixed split over the variants that are comparable there, and the mean of the splits over those
+        that are comparable on all of them; only measures that compare two variants."""
+        compared: dict[str, list[PlannedVariant]] = {}
+        for name, left_out in self.plan.incomparable_on.items():
+            if self.baseline.name not in left_out:
+                compared[name] = [variant for variant in self.plan.variants if variant.name not in left_out]
+        found = []
+        for name, variants in compared.items():
+            value = partial(self.split_loss, split=name)
+            curves = {variant.name: self.curves(variant, value) for variant in variants}
+            found.append(Measure(f"loss on {name}", False, curves))
+        if len(found) == len(self.plan.splits) > 1:
+            names = [name for name in found[0].curves if all(name in other.curves for other in found)]
+            curves = {name: mean_curves([measure.curves[name] for measure in found]) for name in names}
+            found.append(Measure(MEAN_LOSS, False, curves))
+        return [measure for measure in found if len(measure.curves) > 1]
+
+    @cached_property
+    def losses(self) -> dict[str, float | None]:
+        """Name of each measure that is a loss -> unigram entropy of its text in nats; None for a mean of texts, or if
+        the loss is not in nats."""
+        entropies = {f"loss on {split.name}": split.unigram_entropy for split in self.plan.splits}
+        measures = [self.validation_loss] if self.validation_loss else self.split_losses
+        if self.validation_loss:
+            entropies[self.validation_loss.name] = self.plan.unigram_entropy
+        nats = self.objective.loss_in_nats
+        return {measure.name: entropies.get(measure.name) if nats else None for measure in measures}
 
     @property
     def objective(self) -> type[Objective]:
@@ -168,7 +219,8 @@ class AblationResults:
 
     def zero_shot_measure(self, key: str) -> Measure:
         """Measure of the evaluation `key`, over the variants that have it."""
-        name, figure, scale, higher = ZERO_SHOT[key]
+        per_byte = key == "pll" and not self.plan.one_tokenizer
+        name, figure, scale, higher = PLL_PER_BYTE if per_byte else ZERO_SHOT[key]
 
         def value(point: MeasuredPoint) -> float | None:
             figures = self.figures(key, point)
@@ -180,7 +232,7 @@ class AblationResults:
     @cached_property
     def all_measures(self) -> list[Measure]:
         """All measures, scores of tasks first."""
-        losses = [self.validation_loss] if self.validation_loss else []
+        losses = [self.validation_loss] if self.validation_loss else self.split_losses
         zero_shot = [self.zero_shot_measure(evaluation.key) for evaluation in self.plan.evaluations]
         return [*self.task_measures, *zero_shot, *losses]
 
@@ -192,10 +244,13 @@ class AblationResults:
     @property
     def left_out(self) -> list[str]:
         """Reasons why variants and measures are not compared, a line each."""
-        lines = [
-            f"{name} is not compared by validation loss, because its validation differs: {reason}"
-            for name, reason in self.plan.incomparable.items()
-        ]
+        if self.plan.splits:
+            lines = self._left_out_of_splits
+        else:
+            lines = [
+                f"{name} is not compared by validation loss, because its validation differs: {reason}"
+                for name, reason in self.plan.incomparable.items()
+            ]
         if any(evaluation.key == "pll" for evaluation in self.plan.evaluations):
             lines += [
                 f"{name} is not compared by pseudo-log-likelihood: {reason}"
@@ -204,6 +259,22 @@ class AblationResults:
         for measure in self.all_measures:
             if not measure.curves[self.baseline.name]:
                 lines.append(f"no variant is compared by {measure.name}: {self.baseline.name} has no final value")
+        return lines
+
+    @property
+    def _left_out_of_splits(self) -> list[str]:
+        """Reasons why variants are not compared by the losses on fixed splits, a line each."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for split, left_out in self.plan.incomparable_on.items():
+            for name, reason in left_out.items():
+                found.setdefault((name, reason), []).append(split)
+        lines = []
+        for (name, reason), splits in found.items():
+            on = f"by the loss on {' and '.join(splits)}"
+            if name == self.baseline.name:
+                lines.append(f"no variant is compared {on}, because of the baseline, {name}: {reason}")
+            else:
+                lines.append(f"{name} is not compared {on}: {reason}")
         return lines
 
     def trial_noise(self, measure_task: str) -> float | None:

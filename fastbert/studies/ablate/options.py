@@ -2,9 +2,11 @@
 for where and how to run.
 
 A variant changes options of the base, which are those of `fastbert pretrain`. It cannot change what must be equal in an
-ablation: the data, its vocabulary, the order and shape of the batches, and the rows of the validation.
+ablation: the data, its vocabulary, the order and shape of the batches, and the rows of the validation. With
+`mode: data` the data may differ, and the validation splits are those of the file (`data_mode`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +15,9 @@ from typing import Any
 from fastbert.config import from_dict, to_dict
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.inheritance import merged, read_yaml
-from fastbert.pretraining.options import BUDGETS, LAUNCH, SOURCE_ONLY, PretrainOptions
+from fastbert.pretraining.options import BUDGETS, LAUNCH, PretrainOptions
 from fastbert.ranges import Count, Minutes, Positive, Tokens, check_values, text_problem
+from fastbert.studies.ablate import data_mode
 from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.shared.grid import (
     AXES,
@@ -35,10 +38,13 @@ UNITS = ("steps", "flops", "minutes")
 _AT = ("tasks_at", "evaluate_at")
 POINTS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
-_DATA = "an ablation compares variants on the same data; give it under base, for all of them"
+_DATA = (
+    "an ablation compares variants on the same data; give it under base, for all of them, or compare data with "
+    "mode: data and fixed validation splits"
+)
 _BATCHES = "an ablation compares variants on the same batches in the same order; give it under base, for all of them"
 _FIXED = {
-    **dict.fromkeys(("data", *SOURCE_ONLY), _DATA),
+    **dict.fromkeys(data_mode.FREE, _DATA),
     **dict.fromkeys(("length", "batch_size"), _BATCHES),
     "eval_sequences": "an ablation compares variants on the same validation set; give it under base, for all of them",
     "machine": "give it under base, for all variants: their times are compared",
@@ -59,12 +65,13 @@ class AblateOptions(EngineOptions):
     """Compare variants with a baseline at equal cost: `fastbert ablate configs/ablate/x.yaml [options]`.
 
     The YAML file has base (options of `fastbert pretrain`; inherits: those of a YAML file) and variants (changes of
-    the base; the first is the baseline, or the one given by baseline:). It may have budget, seeds, threads (of each
-    job; 1), checkpoints or anneal (when to measure), tasks (fine-tuning as the measure, as in a sweep) with tasks_at
-    (at which of the points), evaluate (minimal pairs and pseudo-log-likelihood as measures) with evaluate_at, and the
-    flags below. The same command resumes a stopped ablation, and runs failed jobs again. Jobs continue from each
-    other's checkpoints: on Ray all nodes need the folder of `out` on one file system. Steps are timed on this machine,
-    which must have the device of the jobs.
+    the base; the first is the baseline, or the one given by baseline:). It may have mode: data with validation
+    (variants differ in data, replay or initial weights and are compared on these splits), budget, seeds, threads (of
+    each job; 1), checkpoints or anneal (when to measure), tasks (fine-tuning as the measure, as in a sweep) with
+    tasks_at (at which of the points), evaluate (minimal pairs and pseudo-log-likelihood as measures) with evaluate_at,
+    and the flags below. The same command resumes a stopped ablation, and runs failed jobs again. Jobs continue from
+    each other's checkpoints: on Ray all nodes need the folder of `out` on one file system. Steps are timed on this
+    machine, which must have the device of the jobs.
     """
 
     dry_run: bool = False
@@ -125,6 +132,8 @@ class Ablation:
     """Fine-tunings of a checkpoint on each task with each setting."""
     path: str
     """Path of the file, for errors."""
+    splits: Mapping[str, str]
+    """Name -> prepared folder of each fixed validation split of `mode: data`; empty without that mode."""
 
     def check_inputs(self, glue_dir: str | None) -> None:
         """Checks, before torch is imported, that data, weights, tasks, the GLUE folder, pairs and text exist.
@@ -132,6 +141,7 @@ class Ablation:
         Raises:
             UserError: one of them does not.
         """
+        data_mode.check_splits(self.splits, self.path)
         for variant in self.variants:
             with prefixed(f"{self.path}: {variant.name}"):
                 variant.options.check_sources()
@@ -153,11 +163,13 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     flags = {f.name for f in fields(AblateOptions)}
     tasks = {"tasks", "tasks_at", "finetune", "trials", *AXES, "evaluate", "evaluate_at"}
     known = {"base", "variants", "baseline", "budget", "seeds", "threads", "checkpoints", "anneal", *tasks, *flags}
+    known |= {"mode", "validation"}
     check_keys(values, known, where, "base", set(to_dict(PretrainOptions())), _RESERVED)
     options = from_dict(AblateOptions, {key: value for key, value in values.items() if key in flags}, where)
     trials = read_count(values, "trials", where, Repeats)
     points, anneal = _points(values, where)
-    base = _base(values.get("base", {}), where)
+    splits = data_mode.read_splits(values, where)
+    base = _base(values.get("base", {}), splits, where)
     grid = read_grid(values, str(path), where)
     for key in ("tasks_at", "trials"):
         if not grid.tasks and key in values:
@@ -165,7 +177,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
     if not grid.evaluate and "evaluate_at" in values:
         raise UserError(f"{where}: evaluate_at needs evaluate, which is missing; add it, or leave evaluate_at out")
     at = {key: _subset_of_points(values.get(key, list(points)), points, f"{where}: {key}") for key in _AT}
-    variants = _variants(values, base, grid.threads, anneal is not None, where)
+    variants = _variants(values, base, grid.threads, anneal is not None, splits, where)
     seeds = read_seeds(values.get("seeds", 1), where)
     # Fine-tunings of a variant and seed: one for each point, setting and trial.
     tunings = len(at["tasks_at"]) * trials * sum(len(task.settings) for task in grid.tasks)
@@ -183,6 +195,7 @@ def load_ablation(path: str | Path) -> tuple[Ablation, AblateOptions]:
             **at,
             trials=trials,
             path=str(path),
+            splits=splits,
         ),
         options,
     )
@@ -228,8 +241,8 @@ def _subset_of_points(values: Any, points: tuple[float, ...], where: str) -> tup
 # --- the base and its variants
 
 
-def _base(given: Any, where: str) -> dict[str, Any]:
-    """Options of the base, checked."""
+def _base(given: Any, splits: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Options of the base, checked; with `splits`, all trainings are validated on them."""
     where = f"{where}: base"
     if isinstance(given, str):
         given = {"file": given}
@@ -238,19 +251,28 @@ def _base(given: Any, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: file is called inherits now; write base: {{inherits: {format_option(given['file'])}}}"
         )
+    reserved = _RESERVED | (data_mode.RESERVED if splits else {})
     for key in given:
-        if key in _RESERVED and key not in BUDGETS:
-            raise UserError(f"{where}: {key} cannot be given here; {_RESERVED[key]}")
+        if key in reserved and key not in BUDGETS:
+            raise UserError(f"{where}: {key} cannot be given here; {reserved[key]}")
     if "threads" in _group(given, "machine"):
         raise UserError(f"{where}: machine: threads cannot be given here; give threads next to base, for all jobs")
     from_dict(PretrainOptions, given, where)
-    return given
+    return given | ({"eval_data": data_mode.eval_data(splits)} if splits else {})
 
 
 def _variants(
-    values: dict[str, Any], base: dict[str, Any], threads: int, annealed: bool, where: str
+    values: dict[str, Any],
+    base: dict[str, Any],
+    threads: int,
+    annealed: bool,
+    splits: Mapping[str, str],
+    where: str,
 ) -> tuple[AblationVariant, ...]:
     """The variants, the baseline first."""
+    refused = _FIXED | _RESERVED
+    if splits:
+        refused = {key: why for key, why in refused.items() if key not in data_mode.FREE} | data_mode.RESERVED
     given = values.get("variants")
     if not isinstance(given, dict) or not given:
         raise UserError(
@@ -267,7 +289,7 @@ def _variants(
             raise UserError(f"{where}: variants: the name of one {problem}")
         changes = read_mapping({} if changes is None else changes, here, "options of fastbert pretrain")
         for key in changes:
-            if reason := (_FIXED | _RESERVED).get(key):
+            if reason := refused.get(key):
                 raise UserError(f"{here}: {key} cannot be given here: {reason}")
         if annealed and (idle := _group(changes, "schedule").keys() - {"warmup"}):
             raise UserError(

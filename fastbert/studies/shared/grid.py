@@ -44,6 +44,7 @@ RESERVED = {
     "glue_dir": "give glue_dir next to tasks, for all jobs",
 }
 
+NAMES = ("variants", "validation")  # mappings whose keys are names, which are not spelled like options
 _PLL_ONLY = ("sentences", "column")
 _EVALUATE = ("pairs", "pll", "pll_form", "length", *_PLL_ONLY, "machine")
 
@@ -139,7 +140,7 @@ def read_mapping(values: Any, where: str, what: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping with {what}, found {format_option(values)}")
     return {
-        key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key != "variants" else value
+        key: with_underscores(value, f"{where}: {key}") if isinstance(value, dict) and key not in NAMES else value
         for key, value in with_underscores(values, where).items()
     }
 
