@@ -119,11 +119,14 @@ def extend_vocabulary(options: ExtendOptions) -> dict[str, Any]:
 
 
 def _read_counts(source: str, column: str, wordpiece: WordPiece) -> dict[str, int]:
-    """Counts of the words in a sample of a source."""
+    """Counts of the words in a sample of a source. Raises a UserError if it has none."""
     opened = open_source(source, column)
     for warning in opened.warnings:
         warn(warning)
-    return count_words(read_sample(opened, f"reading {opened.name}"), wordpiece)
+    counts = count_words(read_sample(opened, f"reading {opened.name}"), wordpiece)
+    if not counts:
+        raise UserError(f"{source} has no words; give a text with words")
+    return counts
 
 
 def count_words(documents: Iterable[str], wordpiece: WordPiece) -> dict[str, int]:

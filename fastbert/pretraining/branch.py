@@ -21,9 +21,9 @@ from fastbert.inputs import read_or_problem
 from fastbert.outputs import output_folder
 from fastbert.pretraining.misplaced import usage_hint
 from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions, science
-from fastbert.pretraining.run import RunFolder, Sealed, longer, read_sealed
+from fastbert.pretraining.run import MANIFEST, RunFolder, Sealed, lengthenings, longer, read_sealed
 from fastbert.records import read_json
-from fastbert.training.checkpoints import checkpoint_paths, read_checkpoint, read_state
+from fastbert.training.checkpoints import checkpoint_paths, read_checkpoint
 from fastbert.training.schedules import constant_phase, learning_rate_factor, resolved, warmup_steps
 
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -110,9 +110,10 @@ def lengthening(
         `stored` and `options`, both lengthened; the manifest with the number of steps and a record of the beginning
         under the former science; and the reason if it cannot be lengthened, with everything else as it was.
     """
-    planned = manifest["science"].get("steps", stored.steps) if manifest else stored.steps
+    planned = manifest["science"].get("steps") if manifest else None
+    planned = planned if isinstance(planned, int) else stored.steps
     untrained = sealed is None or sealed.state["science"] != (manifest or {}).get("science")
-    behind = planned > stored.steps and "lengthened" in manifest and untrained
+    behind = planned > stored.steps and bool(lengthenings(manifest)) and untrained
     steps = planned if behind and options.steps == stored.steps else options.steps
     if steps < planned or steps <= stored.steps:
         return stored, options, manifest, None
@@ -122,8 +123,10 @@ def lengthening(
     if manifest is not None:
         begun = sealed.state["science"] if sealed else manifest["science"]
         experiment = manifest["science"] | {"steps": steps}
-        record = {"step": done, "science": begun}
-        manifest = manifest | {"science": experiment, "experiment": digest(experiment), "lengthened": record}
+        # All records: an older checkpoint is used if the newest is damaged.
+        records = [*(one for one in lengthenings(manifest) if one.get("science") != begun)]
+        records.append({"step": done, "science": begun})
+        manifest = manifest | {"science": experiment, "experiment": digest(experiment), "lengthened": records}
     return lengthened(stored, steps, done), lengthened(options, steps, done), manifest, None
 
 
@@ -266,17 +269,22 @@ def branch(trunk: Path, step: int, options: PretrainOptions, out: Path) -> dict[
         The manifest of the new run.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or it is damaged.
     """
     source = RunFolder(trunk)
     checkpoint = checkpoint_path(source, step)
     if not checkpoint.is_dir():
         raise UserError(f"there is no checkpoint {checkpoint} to branch off from; remove {trunk}, and it runs again")
-    manifest = read_json(source.manifest, "the run's manifest")
-    described = science(options, manifest["data"]["fingerprint"])
-    # The checkpoint's state is sealed and names the trunk's options: the branch records that it was copied.
-    begins = {"run": str(trunk), "step": step, "science": read_state(checkpoint)[1].get("science")}
+    # The checkpoint's state is sealed, unlike the manifest, and names the trunk's options: the branch records that it
+    # was copied.
+    sealed = read_sealed(checkpoint)
+    begun = sealed.state["science"]
+    described = science(options, begun.get("data"))
+    manifest, _ = read_or_problem(read_json, source.manifest, "the run's manifest", MANIFEST)
+    manifest = manifest or {"data": {"folder": "", "fingerprint": begun.get("data")}}
+    begins = {"run": str(trunk), "step": step, "science": begun}
     manifest |= {"experiment": digest(described), "science": described, "branch": begins, "sessions": []}
+    manifest["encoder"] = sealed.state["encoder"]
     manifest.pop("lengthened", None)
     with output_folder(out, first="config.yaml", last="manifest.json") as folder:
         inside = folder / "checkpoints" / checkpoint.name

@@ -45,6 +45,7 @@ class Costs:
         """Time of the steps after `done` in a run of `steps` steps, with `exports` exports between them: name of a part
         -> seconds."""
         validations, checkpoints = saves_between(options, done, steps)
+        validations += options.validated_first and done == 0
         return {
             "start": self.start,
             f"{steps - done} steps": plan.total(self.step, done, steps),

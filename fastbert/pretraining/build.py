@@ -148,8 +148,7 @@ def build_trainer(
         else NoLogbook(),
         validate=lambda length: setup.validate(objective, length),
         best_by=options.best_by,
-        # What a run begins with is known from a model, and interesting if it is to learn without forgetting.
-        validated_first=options.init_from is not None or bool(setup.others),
+        validated_first=options.validated_first,
         eval_every=options.eval_every,
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,

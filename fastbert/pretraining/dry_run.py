@@ -187,7 +187,8 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, traine
     """Lines of the printed report."""
     options, objective = setup.options, trainer.objective
     plan, rows = trainer.batches.plan, trainer.batches.rows[options.length]
-    left = options.steps - done
+    left, new = options.steps - done, 1 - options.replay.fraction if options.replay.active else 1
+    count = rows.new_rows if options.replay.active else len(rows)
     tokens, flops = plan.tokens(done, options.steps), plan.total(objective.flops, done, options.steps)
     parts = parameters_by_part(objective)
     of_parts = ", ".join(f"{part} {shown_count(count)}" for part, count in parts.items())
@@ -211,9 +212,9 @@ def report(setup: PretrainSetup, run: RunFolder, done: int, usage: Usage, traine
     table = {
         "networks": "\n".join(networks),
         "parameters": f"{shown_count(sum(parts.values()))}: {of_parts}",
-        "data": f"{setup.dataset.folder}: {len(rows):,} rows of {options.length} tokens",
+        "data": f"{setup.dataset.folder}: {count:,} rows of {options.length} tokens",
         "steps": f"{f'{left} remaining of ' if done else ''}{shapes}\n{shown_count(tokens)} tokens, "
-        f"{tokens / len(rows) / options.length:.2g} epochs{words}",
+        f"{new * tokens / count / options.length:.2g} epochs{words}",
         **({"exports": "\n".join(textwrap.wrap(shown_exports(ahead), 100))} if ahead else {}),
         "FLOPs": f"{flops / max(1, left):.3g} a step, {flops:.3g} in all",
         "memory": f"{shown_size(usage.peak)} at the peak ({usage.peak_kind})\nweights {shown_size(usage.weights)}, "

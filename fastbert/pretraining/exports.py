@@ -1,7 +1,8 @@
 """The exports of a run: the one at its end, and those after numbers of words (--checkpoint-words), as BabyLM asks.
 
 Words are those between white space in the training split. A row of a batch is [CLS] and T - 1 tokens of that split, so
-n rows have floor(n (T - 1) W / N) words, for a split of W words in N tokens. In later epochs they count again.
+n rows have floor(n (T - 1) W / N) words, for a split of W words in N tokens. In later epochs they count again. With
+replay the words of the old rows count too, with W and N of the old data.
 """
 
 from bisect import bisect_left
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from fastbert.data.shards import whitespace_words
+from fastbert.data.replay import ReplaySchedule
+from fastbert.data.shards import Dataset, whitespace_words
 from fastbert.errors import UserError
 from fastbert.files import make_inner_folder, refuse_link
 from fastbert.hub.export import check_out, export_model
@@ -23,15 +25,29 @@ from fastbert.pretraining.setup import PretrainSetup
 from fastbert.ranges import LARGEST
 from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
+from fastbert.training.splits import OLD
 
 
 def words_seen(setup: PretrainSetup, steps: int) -> int | None:
     """Number of words in the first `steps` steps; None if an older version prepared the data, which did not count
     them."""
-    dataset, plan = setup.dataset, setup.plan(max(steps, setup.options.steps))
-    words = whitespace_words(dataset.record, "train")
-    tokens = plan.total(lambda rows, length: rows * (length - 1), 0, steps)
-    return None if words is None else tokens * words // len(dataset.split("train"))
+    plan, replay = setup.plan(max(steps, setup.options.steps)), setup.options.replay
+    rows = plan.sequences(steps)
+    before = ReplaySchedule(replay.fraction if replay.active else 0.0).old_before
+    old = {length: before(count) for length, count in rows.items()}
+    seen = 0
+    for dataset in _trained_on(setup):
+        counts = old if dataset is not setup.dataset else {length: rows[length] - old[length] for length in rows}
+        if (words := whitespace_words(dataset.record, "train")) is None:
+            return None
+        tokens = sum(count * (length - 1) for length, count in counts.items())
+        seen += tokens * words // len(dataset.split("train"))
+    return seen
+
+
+def _trained_on(setup: PretrainSetup) -> list[Dataset]:
+    """The data of --data and, with replay, the old data."""
+    return [setup.dataset, *([setup.others[OLD]] if setup.options.replay.active else ())]
 
 
 def export_steps(setup: PretrainSetup) -> dict[int, list[str]]:
@@ -45,8 +61,9 @@ def export_steps(setup: PretrainSetup) -> dict[int, list[str]]:
     if not counts:
         return {}
     if (words := words_seen(setup, options.steps)) is None:
+        uncounted = next(d.folder for d in _trained_on(setup) if whitespace_words(d.record, "train") is None)
         raise UserError(
-            f"--checkpoint-words needs the number of words in {setup.dataset.folder}, which an older version of "
+            f"--checkpoint-words needs the number of words in {uncounted}, which an older version of "
             "fastbert prepared without counting them: remove that folder and prepare the same text again, which gives "
             "the same tokens"
         )
@@ -117,13 +134,14 @@ def export(setup: PretrainSetup, objective: Objective, run: RunFolder, progress:
 def card_facts(setup: PretrainSetup, objective: Objective, progress: Progress) -> dict[str, object]:
     """Facts about the training up to now, for the model card; without the validation loss if this step has none."""
     options, machine = setup.options, describe_machine()
-    optimizer, schedule = options.optimizer, options.schedule
+    optimizer, schedule, replay = options.optimizer, options.schedule, options.replay
     on_gpu = setup.device.type == "cuda"
     unit = "nats" if objective.loss_in_nats else "weighted sum of all losses"
     unigram, words = setup.dataset.split("validation").unigram_entropy, words_seen(setup, progress.step)
     facts = {
         "objective": options.objective,
         "data": options.data,
+        **({"old data": f"{100 * replay.fraction:g} % of the rows, {replay.data}"} if replay.active else {}),
         "steps": progress.step,
         "tokens": progress.tokens,
         "words": "not counted" if words is None else words,

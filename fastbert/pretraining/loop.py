@@ -31,7 +31,7 @@ from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.options import ScheduleOptions
 from fastbert.training.schedules import learning_rate_factor
-from fastbert.training.splits import NEW, best_loss, record_split
+from fastbert.training.splits import MEAN, NEW, best_loss, record_split
 from fastbert.training.step import Updater, objective_step, settle
 from fastbert.training.world import World
 
@@ -62,6 +62,8 @@ class Progress:
     """Sums of the objective's other metrics; None where a summand was not finite."""
     best: float | None = None
     """Lowest validation loss (of the split of --best-by)."""
+    best_of: str | None = None
+    """Validation splits whose loss `best` and `last_metric` are; None before the first validation."""
     last_eval: dict[str, Any] = field(default_factory=dict)
     """The step of the last validation and its values; None for those that are not finite."""
     last_metric: float | None = None
@@ -70,13 +72,14 @@ class Progress:
 
 _NUMBER = (float, type(None))
 _PROGRESS = {
-    **{f.name: COUNT for f in fields(Progress)},
+    **{f.name: COUNT for f in fields(Progress) if f.name != "best_of"},
     **{
         "seconds": float,
         "window_loss": float,
         "window_measured": {str: _NUMBER},
         "best": _NUMBER,
         "last_metric": _NUMBER,
+        "best_of?": (str, type(None)),
     },
     "last_eval": {"step?": COUNT, "loss?": _NUMBER},
 }
@@ -307,6 +310,7 @@ class Trainer:
             self.logbook.log(progress.step, record_split(name), row)
         progress.last_eval = finite_or_none({"step": progress.step, **measured[NEW]})
         losses = {name: finite_or_none(values["loss"]) for name, values in measured.items()}
+        self._compare_by(f"mean of {', '.join(sorted(losses))}" if self.best_by == MEAN else self.best_by)
         progress.last_metric = loss = best_loss(losses, self.best_by)
         if loss is None:
             echo(
@@ -319,6 +323,15 @@ class Trainer:
             progress.best = loss
         self._clock += time.perf_counter() - paused
         return best
+
+    def _compare_by(self, splits: str) -> None:
+        """Forgets the lowest loss if it is that of other validation splits than `splits`, as in a run that is resumed
+        with another --best-by: the two cannot be compared."""
+        progress = self.progress
+        if progress.best is not None and progress.best_of not in (None, splits):
+            echo(f"the best checkpoint is now that with the lowest loss of {splits}, no longer of {progress.best_of}")
+            progress.best = None
+        progress.best_of = splits
 
     def save_export(self) -> None:
         self._record(self._lagged.pop())
@@ -339,12 +352,13 @@ class Trainer:
         progress = self.progress
         self.logbook.sync()
         _, optimizer_state = flatten_optimizer(self.optimizer)
-        measured = progress.last_eval.get("step") == progress.step and self._of_last_length(progress.step - 1)
+        measured = 0 < progress.step == progress.last_eval.get("step") and self._of_last_length(progress.step - 1)
         self.checkpointer.save(
             progress.step,
             tensors,
             {**self.state, "progress": asdict(progress), "metrics": self.logbook.tally(), "optimizer": optimizer_state},
             metric=progress.last_metric if measured else None,
+            metric_of=progress.best_of,
             # While updates are skipped, finite weights may be useless: older checkpoints stay until an update succeeds.
             prune=progress.skipped_in_row == 0,
         )
@@ -361,10 +375,11 @@ class Trainer:
         restore_optimizer(
             self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"], self.world.like
         )
-        self.progress = Progress(**{f.name: checkpoint.state["progress"][f.name] for f in fields(Progress)})
+        saved = checkpoint.state["progress"]
+        self.progress = Progress(**{f.name: saved[f.name] for f in fields(Progress) if f.name in saved})
         # Completes the save, which may have been killed before this.
         if self.checkpointer is not None and self.progress.skipped_in_row == 0:
-            self.checkpointer.prune(checkpoint.step)
+            self.checkpointer.prune(checkpoint.step, self.progress.best_of)
 
     def _advice(self) -> str:
         """Advice after a divergence."""

@@ -18,11 +18,13 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from fastbert import config as configuration
+from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
 from fastbert.hub.load import load_pretrained
 from fastbert.pretraining.budget import check_steps
 from fastbert.pretraining.initial import tokenizer_to_prepare
 from fastbert.pretraining.options import LAUNCH, PretrainOptions
+from fastbert.pretraining.other_data import old_folder
 from fastbert.pretraining.ray_worker import TICK, Relay, run_trainer
 from fastbert.pretraining.run import new_folder
 from fastbert.pretraining.setup import data_folder
@@ -70,9 +72,11 @@ def pretrain_on_ray(given: PretrainOptions, name: str) -> int:
 
 
 def prepare_data(options: PretrainOptions) -> None:
-    """Prepares the data if --data is a source, while no worker waits for it."""
+    """Prepares the data if --data or --replay.data is a source, while no worker waits for it."""
     pretrained = load_pretrained(options.init_from) if options.init_from is not None else None
-    data_folder(options, tokenizer_to_prepare(options, pretrained))
+    folder = data_folder(options, tokenizer_to_prepare(options, pretrained))
+    if options.replay.data is not None:
+        old_folder(options, pretrained.tokenizer if pretrained else open_dataset(folder).tokenizer)
 
 
 def cpus_of(options: PretrainOptions) -> int:

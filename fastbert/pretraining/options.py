@@ -243,6 +243,12 @@ class _PretrainOptions:
         others = {group_of(name) for name in OBJECTIVES if name != self.objective}
         return {"tokens", *SOURCE_ONLY, *others, *(() if self.notes.enabled else ("notes",))}
 
+    @property
+    def validated_first(self) -> bool:
+        """Whether the run is validated before its first step too: what it begins with is known from a model, and
+        interesting if it is to learn without forgetting."""
+        return self.init_from is not None or bool(self.other_splits())
+
     def check_inputs(self) -> None:
         """Checks, before torch is imported, that data, tokenizer and weights exist and that there is one budget.
 

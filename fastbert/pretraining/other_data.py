@@ -29,19 +29,27 @@ def open_others(options: PretrainOptions, dataset: Dataset, tokenizer: Path | No
     for name, folder in named_folders(options.eval_data).items():
         found[name] = _open(f"--eval-data {name}", Path(folder), options, dataset, verify)
     if options.replay.data is not None:
-        folder = prepared_folder(
+        folder = old_folder(options, tokenizer or dataset.tokenizer)
+        found[OLD] = _open("--replay.data", folder, options, dataset, verify)
+    return found
+
+
+def old_folder(options: PretrainOptions, tokenizer: Path) -> Path:
+    """Prepared folder of --replay.data; prepares it first, with this tokenizer, if it is a source."""
+    try:
+        return prepared_folder(
             options.replay.data,
             PrepareOptions(
                 source=options.replay.data,
                 out="data",  # has no effect
-                tokenizer=str(tokenizer or dataset.tokenizer),
+                tokenizer=str(tokenizer),
                 workers=options.machine.workers,
                 validation_fraction=options.validation_fraction,
                 **rare_word_range(options.notes),
             ),
         )
-        found[OLD] = _open("--replay.data", folder, options, dataset, verify)
-    return found
+    except UserError as error:
+        raise UserError(f"--replay.data: {error}") from None
 
 
 def _open(flag: str, folder: Path, options: PretrainOptions, dataset: Dataset, verify: bool) -> Dataset:

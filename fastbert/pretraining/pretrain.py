@@ -150,7 +150,7 @@ def with_prepared(
 
     def folder(entry: str, given: str | None, before: str | None) -> str | None:
         found = (manifest or {}).get(entry, {}).get("folder", "")
-        return found if given == before and found and Path(found).is_dir() else given
+        return found if given is not None and given == before and found and Path(found).is_dir() else given
 
     old = folder("replay", options.replay.data, stored.replay.data)
     data = folder("data", options.data, stored.data)

@@ -136,9 +136,15 @@ def read_sealed(path: Path) -> Sealed:
 def begins_with(manifest: dict[str, Any], step: int, science: Any) -> bool:
     """Returns whether the manifest records that its run began with the first `step` steps of a run with other science:
     that of a branch, or its own before it was lengthened."""
-    records = (manifest.get(name) for name in ("branch", "lengthened"))
+    records = [manifest.get("branch"), *lengthenings(manifest)]
     begun = [record for record in records if isinstance(record, dict) and record.get("science") == science]
     return any(isinstance(record.get("step"), int) and step <= record["step"] for record in begun)
+
+
+def lengthenings(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The manifest's records of lengthenings, oldest first: step, and the science before it."""
+    records = manifest.get("lengthened")
+    return [one for one in records if isinstance(one, dict)] if isinstance(records, list) else []
 
 
 def new_folder(out: str | None, name: str) -> RunFolder:
@@ -192,12 +198,18 @@ def read_config(run: RunFolder) -> PretrainOptions:
     """The options in config.yaml.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or lacks a value that was computed when the run started.
     """
     if not run.config.exists():
         hint = usage_hint(run.path) or f"no {run.config}; leave --resume out to start one"
         raise UserError(f"there is no run to resume in {run.path}: {hint}")
-    return configuration.load_yaml(PretrainOptions, run.config)
+    options = configuration.load_yaml(PretrainOptions, run.config)
+    if missing := [name for name in ("steps", "eval_every", "checkpoint_every") if getattr(options, name) is None]:
+        raise UserError(
+            f"{run.config} has lost {', '.join(missing)}, which {'has' if len(missing) == 1 else 'have'} a value "
+            "since the run was started; restore the file"
+        )
+    return options
 
 
 def check_against_checkpoint(

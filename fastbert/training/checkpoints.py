@@ -41,6 +41,7 @@ _FILE = re.compile(r"[\w-]+\.(safetensors|json)")
 _MANIFEST = {
     "step": COUNT,
     "metric": (float, type(None)),
+    "metric_of?": (str, type(None)),
     "files": {str: {"bytes": COUNT, "sha256": str}, "state.json": dict},
 }
 _ALIASES = "aliases"  # safetensors metadata: names of tensors that use the memory of a stored tensor
@@ -95,6 +96,7 @@ class Checkpointer:
         tensors: dict[str, dict[str, Tensor]],
         state: dict,
         metric: float | None = None,
+        metric_of: str | None = None,
         prune: bool = True,
     ) -> Path:
         """Writes a checkpoint and removes outdated ones.
@@ -105,6 +107,7 @@ class Checkpointer:
                 once if they are the same view of it, otherwise separately.
             state: values for JSON, without NaN and infinities.
             metric: lower is better; None and NaN are never the best.
+            metric_of: what was measured; metrics of something else are not compared with this one.
             prune: remove outdated checkpoints now; if false, a later save removes them.
 
         Returns:
@@ -126,11 +129,11 @@ class Checkpointer:
             files = {
                 file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())
             }
-            manifest = {"format": FORMAT, "step": step, "metric": metric, "files": files}
+            manifest = {"format": FORMAT, "step": step, "metric": metric, "metric_of": metric_of, "files": files}
             manifest["seal"] = seal_of(manifest)
             (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
         if prune:
-            self.prune(step)
+            self.prune(step, metric_of)
         return path
 
     def load_latest(self) -> Checkpoint | None:
@@ -148,15 +151,15 @@ class Checkpointer:
                 continue
         return None
 
-    def prune(self, step: int) -> None:
-        """Removes outdated checkpoints.
+    def prune(self, step: int, metric_of: str | None = None) -> None:
+        """Removes outdated checkpoints. The best one has the lowest metric of those that measured `metric_of`.
 
         Only checkpoints up to `step` are considered. Later ones exist if the run has resumed from an earlier
         checkpoint, perhaps because they are damaged: they must not cause the removal of the one just saved, and the run
         may overwrite them.
         """
         paths = [path for path in self.paths() if _step_of(path) <= step]
-        metrics = {path: _metric_of(path) for path in paths}
+        metrics = {path: _metric_in(path, metric_of) for path in paths}
         retained = {*paths[-self.keep_last :], *(path for path in paths if _step_of(path) in self.keep)}
         measured = [path for path in paths if metrics[path] is not None]
         if measured:
@@ -283,9 +286,11 @@ def _step_of(path: Path) -> int:
     return int(_FOLDER.fullmatch(path.name)[1])
 
 
-def _metric_of(path: Path) -> float | None:
+def _metric_in(path: Path, metric_of: str | None) -> float | None:
+    """The metric of a checkpoint; None if it has none, or one of something else than `metric_of`."""
     try:
-        return _read_manifest(path)["metric"]
+        manifest = _read_manifest(path)
+        return manifest["metric"] if manifest.get("metric_of") == metric_of else None
     except UnreadableError:  # it may be the best checkpoint
         raise
     except UserError:  # a damaged checkpoint is never the best

@@ -86,7 +86,9 @@ class Logbook:
             echo("tensorboard is not installed: the curves are only in metrics.jsonl")
             return None
         with disk_errors(folder):
-            board = SummaryWriter(str(folder), purge_step=start_step + 1)  # also at 0: killed before a checkpoint
+            board = SummaryWriter(
+                str(folder), purge_step=start_step + (start_step > 0)
+            )  # at 0: killed before a checkpoint
         # Not add_hparams, which adds a run with another name and gives all runs the columns of the first. The metrics
         # of the table are the last values of the scalars.
         _, start, self._session_end = hparams({name: _hparam(value) for name, value in options.items()}, {})
