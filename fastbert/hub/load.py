@@ -33,6 +33,7 @@ from fastbert.ranges import plain
 from fastbert.records import COUNT, check, parse_json, read_json
 from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpoint, read_checkpoint, read_newest
+from fastbert.training.splits import NEW
 
 LARGEST_CONFIG = 2**24  # bytes; there may be many labels
 # Defaults of transformers' BertConfig for keys that config.json lacks. Sizes have no default here.
@@ -329,11 +330,12 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Pretrained:
     weights = exported_weights(checkpoint.tensors["model"])
     objective = checkpoint.state.get("objective")
     unit = " (nats)" if objective in (None, "mlm") else ""  # else a weighted sum of several losses
+    of = f" of {checkpoint.metric_of}" if checkpoint.metric_of not in (None, NEW) else ""
     facts = {
         "objective": objective,
         "steps": checkpoint.step,
         "tokens": checkpoint.state.get("progress", {}).get("tokens"),
-        f"validation loss{unit}": checkpoint.metric,
+        f"validation loss{of}{unit}": checkpoint.metric,
         **_recipe(checkpoint.state.get("science", {})),
     }
     known = {name: value for name, value in facts.items() if value is not None}

@@ -57,6 +57,7 @@ class Checkpoint:
     """File name without extension -> name -> tensor, on the CPU."""
     state: dict
     metric: float | None
+    metric_of: str | None = None
 
 
 class Checkpointer:
@@ -234,7 +235,7 @@ def on_all_ranks(world: World, checkpoint: Checkpoint | None) -> Checkpoint | No
     if world.size == 1:
         return checkpoint
     found = world.first_decides(
-        lambda: checkpoint and {name: getattr(checkpoint, name) for name in ("step", "state", "metric")}
+        lambda: checkpoint and {name: getattr(checkpoint, name) for name in ("step", "state", "metric", "metric_of")}
     )
     path = Path() if checkpoint is None else checkpoint.path
     tensors = None if checkpoint is None else checkpoint.tensors
@@ -336,7 +337,7 @@ def _read(path: Path) -> Checkpoint:
     tensors = {file.stem: _read_tensors(file) for file in files if file.suffix == ".safetensors"}
     require_finite(tensors, f"the checkpoint {path}")
     state = read_json(path / "state.json", "the checkpoint's state", dict)
-    return Checkpoint(path, manifest["step"], tensors, state, manifest["metric"])
+    return Checkpoint(path, manifest["step"], tensors, state, manifest["metric"], manifest.get("metric_of"))
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -195,6 +195,7 @@ def test_the_table_and_a_column(prepared, tmp_path, capsys) -> None:
         ({"--source": "none.txt"}, "source 'none.txt' does not exist"),
         ({"--old": "none.txt"}, "source 'none.txt' does not exist"),
         ({"--out": "empty"}, "empty exists; choose another --out or remove it"),
+        ({"--old": "none-visible.txt"}, "none-visible.txt has no words; give a text with words"),
         ({"--source": "once.txt"}, "nothing to append to the tokenizer in "),
         ({"--column": "body"}, "is text without columns"),
     ],
@@ -202,6 +203,7 @@ def test_the_table_and_a_column(prepared, tmp_path, capsys) -> None:
 def test_refused_with_nothing_written(change, message, prepared, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "once.txt").write_text("the of , a")
+    (tmp_path / "none-visible.txt").write_text("\u200b\u200b")  # removed by the normalization
     (tmp_path / "new.txt").write_text(GERMAN)
     (tmp_path / "empty").mkdir()
     given = {"--tokenizer": str(prepared), "--source": "new.txt", "--words": "9", "--out": "tok"} | change

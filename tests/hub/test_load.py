@@ -283,6 +283,8 @@ def test_a_loss_of_several_parts_is_not_in_nats(tokenizer, tmp_path):
     shutil.copytree(tokenizer, tmp_path / "tokenizer")
     facts = load_pretrained(tmp_path).facts
     assert facts == {"objective": "electra", "steps": 3, "tokens": 9, "validation loss": 3.5}
+    Checkpointer(tmp_path / "checkpoints", 1, print).save(4, {"model": weights}, state, metric=2.5, metric_of="old")
+    assert load_pretrained(tmp_path).facts["validation loss of old"] == 2.5
 
 
 def assert_weights_of(step: int, path: Path) -> None:

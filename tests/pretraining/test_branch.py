@@ -18,7 +18,7 @@ from fastbert.data.stages import StageOptions
 from fastbert.errors import UserError
 from fastbert.pretraining import branch, dry_run, on_ray, pretrain
 from fastbert.pretraining.options import LAUNCH, PretrainOptions
-from fastbert.pretraining.run import RunFolder, read_sealed
+from fastbert.pretraining.run import RunFolder, begins_with, read_sealed, stored_options
 from fastbert.training.options import PretrainScheduleOptions
 from fastbert.training.schedules import learning_rate_factor
 from tests.flags import main
@@ -263,6 +263,52 @@ def test_a_branch_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch, cap
             assert main(arguments) in (2, 130)
         assert os.listdir(tmp_path) == []
     assert "x is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, "[]", {"data": {"folder": ""}}, {"data": {"folder": "", "fingerprint": "x"}}]
+)
+def test_a_branch_of_a_run_whose_manifest_is_damaged(manifest, run, tmp_path) -> None:
+    """The checkpoint, which is protected by hashes, has all that is needed."""
+    damaged, out = copy_of(run, tmp_path / "damaged", last=16), tmp_path / "out"
+    (damaged / "manifest.json").unlink()
+    if manifest is not None:
+        whole = json.loads((run / "manifest.json").read_text())
+        text = manifest if isinstance(manifest, str) else json.dumps(whole | manifest)
+        (damaged / "manifest.json").write_text(text)
+    options = branch.annealed(config(run), 16, 4)
+    written = branch.branch(damaged, 16, options, out)
+    state = read_sealed(run / "checkpoints" / "step-00000016").state
+    assert written["science"]["data"] == state["science"]["data"] and written["encoder"] == state["encoder"]
+    assert json.loads((out / "manifest.json").read_text()) == written
+    assert begins_with(written, 16, state["science"]) and not begins_with(written, 17, state["science"])
+
+
+def test_the_beginnings_of_a_run_that_is_lengthened_twice(run, tmp_path) -> None:
+    """If newer checkpoints are damaged, one from before both lengthenings is used."""
+    options, sealed = config(run), read_sealed(run / "checkpoints" / "step-00000012")
+    manifest = {"science": sealed.state["science"]}
+    for step, steps in ((12, 30), (14, 40)):
+        begun = replace(sealed, step=step, state=sealed.state | {"science": manifest["science"]})
+        options, _, manifest, reason = branch.lengthening(
+            RunFolder(run), manifest, begun, options, replace(options, steps=steps)
+        )
+        assert reason is None and manifest["science"]["steps"] == steps == options.steps
+    for step, steps, expected in ((12, 24, True), (13, 24, False), (14, 30, True), (12, 31, False)):
+        assert begins_with(manifest, step, sealed.state["science"] | {"steps": steps}) == expected
+    edited = {"science": sealed.state["science"] | {"steps": "many"}, "lengthened": "x"}
+    assert branch.lengthening(RunFolder(run), edited, None, options, options) == (options, options, edited, None)
+
+
+@pytest.mark.parametrize("name", ["steps", "eval_every", "checkpoint_every"])
+def test_a_config_that_has_lost_a_computed_value(name, run, tmp_path) -> None:
+    edited = copy_of(run, tmp_path / "edited", last=16)
+    text = (edited / "config.yaml").read_text()
+    (edited / "config.yaml").write_text("".join(x for x in text.splitlines(True) if not x.startswith(f"{name}:")))
+    assert replace(stored_options(str(edited)), out=None) == config(run)
+    shutil.rmtree(edited / "checkpoints")
+    with pytest.raises(UserError, match=f"has lost {name}, which has a value since"):
+        stored_options(str(edited))
 
 
 @pytest.mark.parametrize(

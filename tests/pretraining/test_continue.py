@@ -3,6 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,15 @@ from safetensors.torch import load_file
 
 from fastbert.config import from_dict, load_yaml
 from fastbert.data.prepare import PrepareOptions, prepare
+from fastbert.data.replay import ReplayOptions
 from fastbert.data.shards import open_dataset
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
+from fastbert.pretraining import dry_run, on_ray
+from fastbert.pretraining.exports import card_facts, words_seen
+from fastbert.pretraining.loop import Progress
 from fastbert.pretraining.options import PretrainOptions
+from fastbert.pretraining.pretrain import with_prepared
 from fastbert.pretraining.setup import prepare_setup
 from tests.flags import last_given, main
 from tests.pretraining.test_resume import assert_same_run, metrics, run_and_die
@@ -175,6 +182,64 @@ def test_notes_are_as_frequent_as_in_the_mixture(old, new) -> None:
     mixed = setup.batches().rows[32].noted.frequencies
     assert setup.note_corpus.frequencies == mixed != setup.note_corpus.train.frequencies
     assert setup.objective().notes.frequencies == mixed
+
+
+def test_words_of_old_rows_are_counted_with_their_own_text(old, new, tmp_path) -> None:
+    """Both lengths of the run; and the words of a run without replay are those of the new text."""
+    given = {"data": str(new), "length": 32, "batch_size": 8, "steps": 10, "first_length": 16, "first_fraction": 0.5}
+    given |= {"layers": 1, "width": 16, "heads": 1, "schedule": {"final": 0.0}}
+    replay = {"data": str(old), "fraction": 0.3}
+    setups = [
+        prepare_setup(from_dict(PretrainOptions, given | more, ""))
+        for more in ({}, {"replay": replay}, {"replay": replay | {"fraction": 0.0}})
+    ]
+    per_token = []
+    for folder in (old, new):
+        splits = [source["train"] for source in json.loads((folder / "dataset.json").read_text())["sources"]]
+        words = sum(split["whitespace_words"] for split in splits)
+        per_token.append(Fraction(words, len(open_dataset(folder).split("train"))))
+    old_tokens, new_tokens = 24 * 15 + 12 * 31, 56 * 15 + 28 * 31  # of 80 rows of 16 tokens and 40 of 32
+    mixed = floor(old_tokens * per_token[0]) + floor(new_tokens * per_token[1])
+    assert floor((old_tokens + new_tokens) * per_token[1]) != mixed
+    assert words_seen(setups[1], 10) == mixed
+    assert words_seen(setups[0], 10) == words_seen(setups[2], 10) == floor((old_tokens + new_tokens) * per_token[1])
+    facts = [card_facts(one, one.objective(), Progress(step=10)) for one in setups[:2]]
+    assert facts[0]["words"] == words_seen(setups[0], 10) and "old data" not in facts[0]
+    assert facts[1]["words"] == mixed and facts[1]["old data"] == f"30 % of the rows, {old}"
+
+
+def test_the_dry_run_counts_the_epochs_of_the_new_data(short, old, new, tmp_path, capsys, monkeypatch) -> None:
+    """And the validation before the first step."""
+    for name, value in {"SECONDS": 0.02, "finish": lambda *given: None, "export": lambda *given: None}.items():
+        monkeypatch.setattr(dry_run, name, value)
+    more = ["--replay.data", str(old), "--replay.fraction", "0.5", "--dry-run", "--out", str(tmp_path / "run")]
+    assert main(["pretrain", *short, *more, "--steps", "20"]) == 0
+    printed = capsys.readouterr().out
+    rows = len(open_dataset(new).split("train")) // 31
+    assert f"{new}: {rows:,} rows of 32 tokens" in printed
+    assert f"{80 / rows:.2g} epochs" in printed
+    assert "8 validations" in printed  # after 0, 3, 6, ..., 18 and 20 steps
+
+
+def test_old_data_is_prepared_before_the_workers_of_ray_start(old, new, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "old.txt"
+    text.write_text((old.parent / "text.txt").read_text())
+    options = PretrainOptions(data=str(new), replay=ReplayOptions(data=str(text)), validation_fraction=0.1)
+    on_ray.prepare_data(options)
+    text.unlink()
+    folder = next(path.parent for path in tmp_path.rglob("dataset.json"))
+    assert open_dataset(folder).fingerprint == open_dataset(new).fingerprint
+
+
+def test_a_config_that_has_lost_the_old_data_is_not_completed() -> None:
+    """The manifest's folder replaces only the source that the run was started with."""
+    folder = str(Path(__file__).parent)
+    manifest = {"replay": {"folder": folder}, "data": {"folder": folder}}
+    with_old = PretrainOptions(data="a.txt", replay=ReplayOptions(data="b.txt"))
+    assert with_prepared(with_old, manifest, with_old).replay.data == folder
+    without = replace(with_old, replay=ReplayOptions())
+    assert with_prepared(without, manifest, without) == replace(without, data=folder)
 
 
 def refused(capsys, tmp_path: Path, *flags: str) -> str:

@@ -280,13 +280,52 @@ def test_the_loss_before_the_first_step_is_not_the_best() -> None:
     assert logged[:3] == [(0, "validation", 0.5), (0, "validation/old", 0.5), (1, "validation", 3.0)]
 
 
+def test_a_checkpoint_before_the_first_step() -> None:
+    """A run that is interrupted in its first validation is saved, without a loss to compare."""
+    objective, saved = Sums(), []
+    trainer = trainer_of(
+        objective,
+        build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
+        validate=lambda length: {"new": {"loss": 2.0}},
+        logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict),
+        checkpointer=SimpleNamespace(save=lambda step, *_, metric, **__: saved.append((step, metric))),
+    )
+    trainer.run_validation()
+    trainer.save_checkpoint()
+    assert trainer.progress.last_metric == 2.0 and saved == [(0, None)]
+
+
+def test_the_best_of_another_split_is_forgotten(capsys) -> None:
+    """A run that is resumed with another --best-by, or with the mean of other splits."""
+    objective, saved = Sums(), []
+    found, progress = {"new": {"loss": 1.0}, "old": {"loss": 4.0}}, loop.Progress(step=3)
+    for best_by, splits in (("new", "new"), ("old", "old"), ("mean", "mean of new, old"), ("mean", "mean of new, old")):
+        trainer = trainer_of(
+            objective,
+            build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
+            validate=lambda length: found,
+            best_by=best_by,
+            progress=progress,
+            logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict),
+            checkpointer=SimpleNamespace(save=lambda *_, metric_of, **__: saved.append(metric_of)),
+        )
+        changed = progress.best_of != splits
+        assert trainer.run_validation() == changed and progress.best_of == splits
+        trainer.save_checkpoint()
+    assert saved == ["new", "old", "mean of new, old", "mean of new, old"] and progress.best == 2.5
+    found["more"] = {"loss": 7.0}
+    assert trainer.run_validation() and progress.best == 4.0
+    printed = capsys.readouterr().err
+    assert "now that with the lowest loss of old, no longer of new" in printed and printed.count("no longer") == 3
+
+
 def test_a_checkpoint_stores_all_progress() -> None:
     """Each counter, and the sums of the log's window."""
     trained, resumed = Sums(), Sums()
     saved, pruned = {}, []
     checkpointer = SimpleNamespace(
         save=lambda step, tensors, state, **_: saved.update(tensors=tensors, state=json.loads(json.dumps(state))),
-        prune=pruned.append,
+        prune=lambda *given: pruned.append(given),
     )
     whole, again = (
         trainer_of(
@@ -299,6 +338,7 @@ def test_a_checkpoint_stores_all_progress() -> None:
     )
     counters = {f.name: 3 + i for i, f in enumerate(fields(loop.Progress)) if f.type in (int, float, "int", "float")}
     more = {"window_measured": {"w": 0.5}, "best": 1.5, "last_eval": {"step": 2, "loss": 1.75}, "last_metric": 1.75}
+    more["best_of"] = "old"
     whole.progress = loop.Progress(**counters, **more)
     assert not [
         f.name for f in fields(loop.Progress) if getattr(whole.progress, f.name) == getattr(again.progress, f.name)
@@ -313,7 +353,7 @@ def test_a_checkpoint_stores_all_progress() -> None:
     assert pruned == []  # while updates are skipped, older checkpoints stay
     saved["state"]["progress"]["skipped_in_row"] = 0
     again.restore(SimpleNamespace(step=3, path=Path("x"), **saved))
-    assert pruned == [3]
+    assert pruned == [(3, "old")]
 
 
 class NoWaiting(TorchDispatchMode):

@@ -134,6 +134,14 @@ def test_last_and_best_are_retained(tmp_path_factory, metrics, keep_last):
     shutil.rmtree(folder)
 
 
+def test_metrics_of_something_else_are_not_compared(tmp_path):
+    checkpointer = Checkpointer(tmp_path, 1, print)
+    for step, (metric, metric_of) in enumerate([(1.0, "new"), (4.0, "old"), (3.0, "old"), (5.0, "old"), (6.0, "old")]):
+        checkpointer.save(step, {}, {}, metric, metric_of)
+    assert [path.name for path in checkpointer.paths()] == ["step-00000002", "step-00000004"]
+    assert checkpointer.load_latest().metric_of == "old"
+
+
 @pytest.mark.parametrize("metric", [math.nan, -math.inf])
 def test_a_metric_of_an_older_version_is_never_the_best(metric, checkpointer):
     path = checkpointer.save(1, {}, {}, 5.0)

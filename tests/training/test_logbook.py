@@ -268,13 +268,13 @@ def scalars(folder, tag):
 
 
 def test_tensorboard_has_the_values_and_drops_repeated_steps(tmp_path):
-    fill(tmp_path, [1, 3, 4])  # killed before its first checkpoint, so repeated from the start
-    fill(tmp_path, range(1, 9))
-    assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(1, 9)]
+    fill(tmp_path, [0, 1, 3, 4])  # killed before its first checkpoint, so repeated from the start
+    fill(tmp_path, range(9))
+    assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(9)]
     with Logbook(tmp_path, 100, start_step=5, quiet=True) as book:
         book.log(6, "train", {"loss": 0.5, "word": "left out", "flag": True})
         book.log(7, "validation", {"loss": math.nan})
-    assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(1, 6)] + [(6, 0.5)]
+    assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(6)] + [(6, 0.5)]
     ((step, value),) = scalars(tmp_path, "loss/validation")
     assert step == 7 and math.isnan(value)
 
