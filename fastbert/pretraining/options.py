@@ -245,7 +245,7 @@ class _PretrainOptions:
 
     @property
     def validated_first(self) -> bool:
-        """Whether the run is validated before its first step too: what it begins with is known from a model, and
+        """True for a run that is validated before its first step too: what it begins with is known from a model, and
         interesting if it is to learn without forgetting."""
         return self.init_from is not None or bool(self.other_splits())
 

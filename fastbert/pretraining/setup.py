@@ -143,6 +143,7 @@ def prepare_setup(
         config: encoder of a run that is resumed.
         verify_data: replaces the option of that name unless None.
     """
+    options.replay.check()
     device = device_of_rank(options.machine.device, world)
     precision, warning = resolve_precision(options.machine.precision, device)
     if warning:

@@ -88,6 +88,13 @@ def test_each_length_has_its_own_order() -> None:
         assert new == [text for text in alone if len(text) == length - 1][: len(new)]
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.4])
+def test_the_order_of_the_last_length_is_that_of_a_run_without_another(fraction: float) -> None:
+    """The rows of a run of 16, then 32 tokens are repeated by a run of 32 tokens, and the other way round."""
+    both = batches(BatchPlan((Stage(0, 8, 16), Stage(2, 4, 32))), fraction)
+    assert texts(both, 6)[16:] == texts(batches(BatchPlan.constant(4, 32), fraction), 4)
+
+
 def test_accumulation_changes_nothing() -> None:
     plan = BatchPlan.constant(8, 10)
     one, other = batches(plan, 0.3), batches(plan, 0.3)
