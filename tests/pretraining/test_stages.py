@@ -90,7 +90,7 @@ def test_what_is_logged(flags, tmp_path, capsys, monkeypatch) -> None:
 def test_the_best_checkpoint_is_of_the_last_length(flags, tmp_path, monkeypatch) -> None:
     """Even if the losses of the first length are lower."""
     monkeypatch.setattr(
-        PretrainSetup, "validate", lambda self, objective, length: {"loss": float(length), "accuracy": 0.0}
+        PretrainSetup, "validate", lambda self, objective, length: {"new": {"loss": float(length), "accuracy": 0.0}}
     )
     run = tmp_path / "run"
     more = ["--keep-checkpoints", "1", "--eval-every", "2", "--checkpoint-every", "2"]
