@@ -261,7 +261,7 @@ class TrainingBatches:
 
     def _permuted(self, numbers: np.ndarray, length: int, count: int, seed: int) -> np.ndarray:
         """Rows with these numbers in the order of `count` rows of a stream, which is another one in each epoch."""
-        # From the last length, so that runs of one and of two lengths that end with the same have its rows in one order.
+        # From the last length, which then has the same order in runs with and without a first one.
         cut = len(self.plan.lengths) - 1 - self.plan.lengths.index(length)
         epoch, within = np.divmod(numbers, count)
         out = np.empty(len(numbers), dtype=np.int64)
