@@ -53,7 +53,11 @@ def old_folder(options: PretrainOptions, tokenizer: Path) -> Path:
 
 
 def _open(flag: str, folder: Path, options: PretrainOptions, dataset: Dataset, verify: bool) -> Dataset:
-    opened = open_dataset(folder, verify)
+    try:
+        opened = open_dataset(folder, verify)
+    except UserError as error:
+        without = "" if flag == "--replay.data" else "; to resume a run without it, give --eval-data None"
+        raise UserError(f"{flag}: {error}{without}") from None
     check_vocabulary(flag, opened, dataset)
     if (tokens := len(opened.split("validation"))) < options.length - 1:
         raise UserError(

@@ -278,7 +278,12 @@ def test_bad_input(short, old, new, grown, prepared, tmp_path, capsys) -> None:
     assert main(["pretrain", "--resume", str(run), "--replay.data", str(new)]) == 2
     assert "resume with --data (and --replay.data" in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(run), "--replay.data", str(tmp_path / "gone")]) == 2
-    assert f"--replay.data: source '{tmp_path / 'gone'}' does not exist" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"--replay.data: source '{tmp_path / 'gone'}' does not exist" in error
+    assert main(["pretrain", "--resume", str(run), "--eval-data", f"a={tmp_path / 'gone'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"--eval-data a: dataset {tmp_path / 'gone'} does not exist" in error and "give --eval-data None" in error
+    assert main(["pretrain", "--resume", str(run), "--eval-data", "None"]) == 0
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace(f"data: {old}", "data: null"))
     assert main(["pretrain", "--resume", str(run), "--replay.fraction", "0.05", "--replay.seed", "4"]) == 2
