@@ -291,6 +291,9 @@ def test_a_branch_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch, cap
             "it is no run of fastbert pretrain .* such as --branch runs/x@9000",
         ),
         (["--anneal", "0.1"], "--anneal has no effect without --branch"),
+        (["--branch", "--anneal", "0.1"], "--branch: a value is missing"),
+        (["--branch", "{run}@16", "--anneal", "100%"], "--anneal must be a finite number, not '100%'$"),
+        (["--resume", "{run}@16"], "a new run that begins with step 16 is started with --branch .*@16"),
     ],
 )
 def test_refused(given, message, run, tmp_path, capsys, monkeypatch) -> None:
@@ -381,10 +384,10 @@ def test_what_depends_on_the_number_of_steps() -> None:
 def test_init_from_an_annealed_checkpoint_suggests_an_earlier_one(run, small, tmp_path, capsys) -> None:
     checkpoints = run / "checkpoints"
     for model in (run, checkpoints / "step-00000024"):
-        assert f"{checkpoints / 'step-00000020'} is from before the annealing" in branch.suggest_constant(str(model))
+        assert f"adapts better: --init-from {checkpoints / 'step-00000020'}" in branch.suggest_constant(str(model))
     for model in (checkpoints / "step-00000020", checkpoints / "step-00000004", tmp_path):
         assert branch.suggest_constant(str(model)) is None
     linear = tmp_path / "linear"
     assert main([*small, "--steps", "2", "--init-from", str(run), "--out", str(linear)]) == 0
     assert f"the learning rate of {run} has been annealed (infinite)" in capsys.readouterr().err
-    assert "retains a checkpoint from before its annealing" in branch.suggest_constant(str(linear))
+    assert "--schedule.name infinite retains one" in branch.suggest_constant(str(linear))
