@@ -127,7 +127,9 @@ def test_a_run_lengthened_in_its_constant_phase(again, run, infinite, tmp_path, 
     assert config(long).steps == 24 and json.loads((long / "manifest.json").read_text())["science"]["steps"] == 32
     capsys.readouterr()
     interrupted(monkeypatch, 18, ["pretrain", "--resume", str(long), *again])
-    assert "lengthened from 24 to 32 steps" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "lengthened from 24 to 32 steps" in printed
+    assert "warm-up to step 3, cooldown to step 8, constant to step 28, annealing to step 32" in printed
     interrupted(monkeypatch, 22, ["pretrain", "--resume", str(long), *again])
     assert "differs" not in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(long), *again]) == 0
