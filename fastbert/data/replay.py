@@ -23,7 +23,7 @@ class ReplayOptions:
 
     data: str | None = field(default=None, metadata=BOOKKEEPING)
     """Old data: a prepared folder, whose vocabulary is that of --data or its beginning, or a source to prepare with the
-    tokenizer of --init-from (without it: of --data). Its held-out documents are validated under the name old, for any
+    tokenizer of --init-from, or else that of --data. Its held-out documents are validated under the name old, for any
     fraction. Default: no replay."""
     fraction: Annotated[float, Range(0, below=1)] = 0.05
     """Fraction of the rows that are old data; the number of new rows is smaller by as much. 0.05 for a weak shift, 0.25
