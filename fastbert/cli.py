@@ -242,7 +242,7 @@ def folder_hint(job: str, folder: Path) -> str:
 def value_of(flag: str, arguments: list[str]) -> str | None:
     """The value of `flag` in a command line, before it is parsed."""
     for index, argument in enumerate(arguments):
-        if argument == flag and index + 1 < len(arguments):
+        if argument == flag and index + 1 < len(arguments) and not arguments[index + 1].startswith("--"):
             return arguments[index + 1]
         if argument.startswith(f"{flag}="):
             return argument.split("=", 1)[1]

@@ -182,6 +182,8 @@ def _spelling(text: str) -> str:
         return "; write it without a unit"  # millions, or minutes
     factor = {"%": "e-2", "k": "e3", "m": "e6", "g": "e9", "b": "e9", "": ""}[unit.lower()]
     value = Decimal(f"{sign}{digits}{factor}")
+    if unit == "%" and value >= 1:  # 1 is one step where a length may be a fraction of the steps
+        return ""
     return f"; write {value.normalize():f}"
 
 

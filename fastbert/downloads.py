@@ -30,7 +30,12 @@ def check_downloaded(path: str | Path, what: str, kinds: str) -> Path:
             f"there is no folder {name}; check the path, or, if it is a model on the Hugging Face hub, download it: "
             f"`hf download {hub} --local-dir {path.name}` (huggingface-cli in older versions), and give that folder"
         )
-    raise UserError(f"there is no folder {name}{near_name(path)}; give the folder of {kinds}")
+    if step := re.fullmatch(r"(.+)@([0-9]{1,10})", str(path)):
+        checkpoint = f"{brief(step[1], str)}/checkpoints/step-{int(step[2]):08d}"
+        raise UserError(f"there is no folder {name}; for a checkpoint of a run give its folder, {checkpoint}")
+    near = near_name(path)
+    give = " Give" if near.endswith("?") else "; give"
+    raise UserError(f"there is no folder {name}{near}{give} the folder of {kinds}")
 
 
 def hub_name(path: Path) -> str | None:

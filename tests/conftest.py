@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,6 +67,17 @@ def prepared(corpus: Path, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "data"
     options = PrepareOptions(source=str(corpus), out=str(out), vocab_size=600, validation_fraction=0.1, workers=1)
     return prepare(options)
+
+
+@pytest.fixture(scope="session")
+def forked_workers() -> Iterator[None]:
+    """Workers of studies that this process starts are forked."""
+    from fastbert.studies.engine import local
+    from tests.workers import Subprocess
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "subprocess", Subprocess)
+        yield
 
 
 @pytest.fixture

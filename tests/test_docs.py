@@ -155,7 +155,7 @@ def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(corpus: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(corpus: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory, forked_workers) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

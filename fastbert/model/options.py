@@ -76,7 +76,7 @@ class EncoderOptions:
             if requested not in (field.default, shape[field.name]):
                 raise UserError(
                     f"{field.name} {requested} does not fit the given weights, which have {shape[field.name]}; "
-                    "leave it out with --init-from"
+                    f"leave it out with --init-from, or give {shape[field.name]}"
                 )
         return replace(self, size=EncoderOptions.size, **shape)
 

@@ -364,7 +364,9 @@ def suggest_constant(path: str) -> str | None:
     phase, name = _phase(sealed)
     if phase != "annealed":
         return None
-    text = f"the learning rate of {path} has been annealed ({name}), and warming it up again loses more there"
+    text = (
+        f"the learning rate of {path} has been annealed ({name}); a checkpoint from before the annealing adapts better"
+    )
     if earlier := constant_steps(sealed.run):
-        return f"{text}; the checkpoint {checkpoint_path(sealed.run, earlier[-1])} is from before the annealing"
-    return f"{text}; a run with --schedule.name infinite retains a checkpoint from before its annealing"
+        return f"{text}: --init-from {checkpoint_path(sealed.run, earlier[-1])}"
+    return f"{text}, and a run with --schedule.name infinite retains one"

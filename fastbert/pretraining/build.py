@@ -29,6 +29,7 @@ from fastbert.training.hardware import describe_machine, peak_flops
 from fastbert.training.kernel_configurations import fix_kernels
 from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizers import implementation
+from fastbert.training.schedules import phase_lines
 from fastbert.training.splits import OLD
 from fastbert.training.world import ONE_PROCESS
 
@@ -114,7 +115,7 @@ def build_trainer(
         f"{flops:.2e} FLOPs; {shown_devices(setup)} {setup.precision}, peak {peak / 1e9:.0f} GFLOP/s "
         f"{'each ' if world.size > 1 else ''}({how})"
     )
-    for line in replay_lines(options, batches):
+    for line in (*phase_lines(options.schedule, options.steps), *replay_lines(options, batches)):
         echo(line)
     sequences = batches.plan.tokens(0, options.steps) // options.length
     for line in setup.note_corpus.summary(sequences) if setup.note_corpus else ():

@@ -1,5 +1,6 @@
 """Recognizes files and folders given as the wrong argument and names the option that accepts them; imports no torch."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -16,6 +17,9 @@ def is_run(folder: Path) -> bool:
 def usage_hint(path: Path) -> str:
     """Description of `path` with the option of `fastbert pretrain` that accepts it, as the end of a sentence; empty if
     `path` is not recognized."""
+    at_step = re.fullmatch(r"(.+)@([0-9]{1,10})", str(path))
+    if at_step and is_run(Path(at_step[1])):
+        return f"a new run that begins with step {at_step[2]} is started with --branch {quoted(path)}"
     if is_run(path):
         return f"it is a run: {resume(path)}, or start a new run from its weights with --init-from {quoted(path)}"
     inner = "an export" if path.parent.name == "exports" else "a checkpoint"

@@ -272,7 +272,10 @@ class _PretrainOptions:
             raise UserError("--optimizer.keep has no effect without --init-from, whose moments it keeps; leave it out")
         self.replay.check()
         if self.replay.data is not None and not (Path(self.replay.data) / "dataset.json").is_file():
-            check_source(self.replay.data, "text")
+            try:
+                check_source(self.replay.data, "text")
+            except UserError as error:
+                raise UserError(f"--replay.data is neither prepared data nor a source: {error}") from None
         for name, folder in named_folders(self.eval_data).items():
             if not (Path(folder) / "dataset.json").is_file():
                 raise UserError(

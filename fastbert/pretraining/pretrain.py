@@ -136,8 +136,8 @@ def branched_setup(options: PretrainOptions, source: Sealed, verify_data: bool, 
     setup.started = options
     if setup.fingerprint != source.state["science"].get("data"):
         raise UserError(
-            f"the data in {setup.dataset.folder} differs from that of {source.run.path}; give --data and the folder "
-            "with which that run was started"
+            f"the data in {setup.dataset.folder} differs from that of {source.run.path}; leave --data out, or, if its "
+            "folder was moved, give the new path"
         )
     return setup
 

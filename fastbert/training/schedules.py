@@ -94,6 +94,18 @@ def constant_phase(options: ScheduleOptions, steps: int) -> tuple[int, int] | No
     return None
 
 
+def phase_lines(options: ScheduleOptions, steps: int) -> list[str]:
+    """A line with the phases of the infinite schedule in a run of `steps` updates, before its first step; empty for
+    other schedules."""
+    if options.name != "infinite":
+        return []
+    first, last = constant_phase(options, steps)
+    return [
+        f"learning rate: warm-up to step {warmup_steps(options, steps)}, cooldown to step {first}, constant to step "
+        f"{last}, annealing to step {steps}; up to step {last} the run can be lengthened (--resume with more --steps)"
+    ]
+
+
 def annealing_steps(options: PretrainScheduleOptions, steps: int) -> int:
     """Number of steps of infinite's annealing, at least one."""
     return max(1, _steps(options.annealing, steps))

@@ -61,6 +61,9 @@ def named_folders(text: str | None) -> dict[str, str]:
 
 def check_best_by(best_by: str, names: Iterable[str]) -> None:
     """Raises a UserError if `best_by` is no validation split of the run."""
+    names = list(names)
+    if best_by == OLD and OLD not in names:
+        raise UserError(f"--best-by {OLD} needs the old data, --replay.data; give it, or leave --best-by out")
     choose("best-by", best_by, (NEW, *names, MEAN))
 
 

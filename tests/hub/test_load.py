@@ -415,6 +415,8 @@ def test_paths_without_a_model_have_different_errors(tmp_path, monkeypatch):
         "notes.txt": r"notes\.txt is a file; give the folder of the model",
         "google-bert/bert-base-uncased": r"`hf download google-bert/bert-base-uncased --local-dir bert-base-uncased`",
         "runs/x": r"there is no folder runs/x; give the folder of",
+        "run": r"there is no folder run; did you mean 'runs'\? Give the folder of",
+        "runs/x@20": r"there is no folder runs/x@20; .* give its folder, runs/x/checkpoints/step-00000020",
         "/nowhere/at/all": "there is no folder /nowhere/at/all; give the folder of",
     }.items():
         with pytest.raises(UserError, match=message):

@@ -127,7 +127,9 @@ def test_a_run_lengthened_in_its_constant_phase(again, run, infinite, tmp_path, 
     assert config(long).steps == 24 and json.loads((long / "manifest.json").read_text())["science"]["steps"] == 32
     capsys.readouterr()
     interrupted(monkeypatch, 18, ["pretrain", "--resume", str(long), *again])
-    assert "lengthened from 24 to 32 steps" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "lengthened from 24 to 32 steps" in printed
+    assert "warm-up to step 3, cooldown to step 8, constant to step 28, annealing to step 32" in printed
     interrupted(monkeypatch, 22, ["pretrain", "--resume", str(long), *again])
     assert "differs" not in capsys.readouterr().err
     assert main(["pretrain", "--resume", str(long), *again]) == 0
@@ -337,6 +339,9 @@ def test_a_config_that_has_lost_a_computed_value(name, run, tmp_path) -> None:
             "it is no run of fastbert pretrain .* such as --branch runs/x@9000",
         ),
         (["--anneal", "0.1"], "--anneal has no effect without --branch"),
+        (["--branch", "--anneal", "0.1"], "--branch: a value is missing"),
+        (["--branch", "{run}@16", "--anneal", "100%"], "--anneal must be a finite number, not '100%'$"),
+        (["--resume", "{run}@16"], "a new run that begins with step 16 is started with --branch .*@16"),
     ],
 )
 def test_refused(given, message, run, tmp_path, capsys, monkeypatch) -> None:
@@ -427,10 +432,10 @@ def test_what_depends_on_the_number_of_steps() -> None:
 def test_init_from_an_annealed_checkpoint_suggests_an_earlier_one(run, small, tmp_path, capsys) -> None:
     checkpoints = run / "checkpoints"
     for model in (run, checkpoints / "step-00000024"):
-        assert f"{checkpoints / 'step-00000020'} is from before the annealing" in branch.suggest_constant(str(model))
+        assert f"adapts better: --init-from {checkpoints / 'step-00000020'}" in branch.suggest_constant(str(model))
     for model in (checkpoints / "step-00000020", checkpoints / "step-00000004", tmp_path):
         assert branch.suggest_constant(str(model)) is None
     linear = tmp_path / "linear"
     assert main([*small, "--steps", "2", "--init-from", str(run), "--out", str(linear)]) == 0
     assert f"the learning rate of {run} has been annealed (infinite)" in capsys.readouterr().err
-    assert "retains a checkpoint from before its annealing" in branch.suggest_constant(str(linear))
+    assert "--schedule.name infinite retains one" in branch.suggest_constant(str(linear))

@@ -17,6 +17,8 @@ from fastbert.data.replay import ReplayOptions
 from fastbert.data.shards import open_dataset
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
+from fastbert.errors import UserError
+from fastbert.named_configs import shipped
 from fastbert.pretraining import dry_run, on_ray
 from fastbert.pretraining.exports import card_facts, words_seen
 from fastbert.pretraining.loop import Progress
@@ -255,7 +257,7 @@ def test_bad_input(short, old, new, grown, prepared, tmp_path, capsys) -> None:
     for flags, message in (
         (["--replay.data", str(cased)], "do_lower_case is False in"),
         (["--replay.data", str(grown)], "id 600 is 'vietnam' in"),
-        (["--replay.data", str(text)], "empty.txt"),
+        (["--replay.data", str(text)], "--replay.data is neither prepared data nor a source: source"),
         (["--replay.data", str(old), "--replay.fraction", "1"], "must be in [0, 1), not 1"),
         (["--replay.data", str(old), "--replay.fraction", "-0.1"], "must be in [0, 1), not -0.1"),
         (["--replay.fraction", "0.25"], "--replay.fraction needs the old data, --replay.data"),
@@ -266,7 +268,8 @@ def test_bad_input(short, old, new, grown, prepared, tmp_path, capsys) -> None:
         (["--eval-data", f"a={tmp_path}"], f"{tmp_path} is not a prepared folder"),
         (["--eval-data", f"a={cased}"], "--eval-data a: the tokenizer of"),
         (["--eval-data", f"old={new}", "--replay.data", str(old)], "old is the name of --replay.data"),
-        (["--best-by", "old"], "unknown best-by 'old'"),
+        (["--best-by", "old"], "--best-by old needs the old data, --replay.data"),
+        (["--best-by", "extra"], "unknown best-by 'extra'"),
     ):
         printed = refused(capsys, tmp_path, *short, *flags)
         assert message in printed, printed
@@ -288,3 +291,16 @@ def test_bad_input(short, old, new, grown, prepared, tmp_path, capsys) -> None:
     (run / "config.yaml").write_text(text.replace(f"data: {old}", "data: null"))
     assert main(["pretrain", "--resume", str(run), "--replay.fraction", "0.05", "--replay.seed", "4"]) == 2
     assert "--replay.seed needs the old data, --replay.data" in capsys.readouterr().err
+
+
+def test_the_configuration_leaves_the_shape_to_the_run(old) -> None:
+    """`continue` fits a run of any shape, and needs one: it never trains random weights."""
+    given = load_yaml(PretrainOptions, shipped("configs/pretrain/continue.yaml"))
+    untouched = {"dropout", "attention_dropout"}
+    default = PretrainOptions().encoder
+    assert replace(given.encoder, **{name: getattr(default, name) for name in untouched}) == default
+    with pytest.raises(UserError, match="there is no folder runs/wikipedia"):
+        replace(given, data=str(old)).check_inputs()
+    wikipedia = load_yaml(PretrainOptions, shipped("configs/pretrain/wikipedia.yaml"))
+    for name in ("length", "batch_size", "minutes", "optimizer", "stages", "machine"):
+        assert getattr(given, name) == getattr(wikipedia, name), name

@@ -27,6 +27,11 @@ def time_steps(monkeypatch: pytest.MonkeyPatch, seconds: Callable[..., float]) -
     monkeypatch.setattr(costs, "timed_round", seconds)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _fast_workers(forked_workers) -> None:
+    """All studies here are fast to start."""
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
