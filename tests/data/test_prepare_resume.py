@@ -190,7 +190,7 @@ def test_killed_repeatedly(
 
 
 def test_every_pass_shows_its_progress_to_the_end(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = record_progress(monkeypatch, prepare_module, tokenizer, corpus_module, rare, partial, integrity, shards)
+    shown = record_progress(monkeypatch, tokenizer, corpus_module, rare, partial, integrity, shards)
     out = prepare(options_of(texts, "text", tmp_path / "out"), table=io.StringIO())
     open_dataset(out, verify=True)
     assert [(work.label, work.done) for work in shown] == [(work.label, work.total) for work in shown]

@@ -96,6 +96,10 @@ def interrupted(monkeypatch, step: int, arguments: list[str]) -> None:
         assert main(arguments) == 130
 
 
+def stopped_by_control_c(*given: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_the_end_of_the_constant_phase_is_logged_validated_and_retained(infinite, tmp_path) -> None:
     run = tmp_path / "run"
     rare = ["--log-every", "100", "--eval-every", "100", "--checkpoint-every", "7", "--keep-checkpoints", "1"]
@@ -122,7 +126,7 @@ def test_a_run_lengthened_in_its_constant_phase(again, run, infinite, tmp_path, 
     """Killed between the writes of manifest.json and config.yaml, then before and after its next checkpoint."""
     planned, long = tmp_path / "planned", copy_of(run, tmp_path / "long", last=16)
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "write_config", lambda *given: os.kill(os.getpid(), 2))
+        patch.setattr(RunFolder, "write_config", stopped_by_control_c)
         assert main(["pretrain", "--resume", str(long), "--steps", "32"]) == 130
     assert config(long).steps == 24 and json.loads((long / "manifest.json").read_text())["science"]["steps"] == 32
     capsys.readouterr()

@@ -27,9 +27,9 @@ def time_steps(monkeypatch: pytest.MonkeyPatch, seconds: Callable[..., float]) -
     monkeypatch.setattr(costs, "timed_round", seconds)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _fast_workers(forked_workers) -> None:
-    """All studies here are fast to start."""
+@pytest.fixture(scope="module", autouse=True)
+def fast_workers(forked_workers) -> None:
+    """Studies are fast to start."""
 
 
 @pytest.fixture(scope="session")

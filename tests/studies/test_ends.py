@@ -10,9 +10,16 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from fastbert.cli import main
 from tests.finetuning.conftest import tiny_model
 from tests.studies.conftest import command_of, read_rows, without_times, workers_of, write_sweep
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_workers() -> None:
+    """The workers here are real ones: their processes are found and killed."""
 
 
 def start(path: str, out: Path, *flags: str, job: str = "sweep") -> subprocess.Popen:
