@@ -1,4 +1,5 @@
-"""One thread a test process (the suite runs in three, because tests of several processes wait), nothing fetched from a hub, and a small prepared corpus."""
+"""One thread a test process (the suite runs in three, because tests of several processes wait), nothing fetched from a
+hub, and a small prepared corpus."""
 
 import atexit
 import importlib.util
@@ -11,7 +12,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["RAY_worker_niceness"] = "0"  # Ray's workers wait for all others by default, and their tests for them
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112: Ray's workers wait for all others by default, and their tests for them
 # What fastbert remembers goes to a cache of this process; matplotlib's fonts and the hub's files stay where they are.
 os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib")
 os.environ["HF_HOME"] = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
