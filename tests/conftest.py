@@ -12,7 +12,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112: Ray's workers wait for all others by default, and their tests for them
+# By default Ray's workers wait for all other processes, and their tests for them.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 # What fastbert remembers goes to a cache of this process; matplotlib's fonts and the hub's files stay where they are.
 os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib")
 os.environ["HF_HOME"] = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
