@@ -172,7 +172,7 @@ def without_times(rows: list[dict]) -> list[dict]:
 def workers_of(pid: int) -> list[int]:
     """The processes in which a sweep's process runs its jobs."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if b"fastbert.studies.engine.worker" in command_of(int(child))]
+    return [int(child) for child in found if b"\0-m\0fastbert.studies.engine.worker" in command_of(int(child))]
 
 
 def command_of(pid: int) -> bytes:
