@@ -1,6 +1,7 @@
 """One thread a test process (the suite runs in two), nothing fetched from a hub, and a small prepared corpus."""
 
 import atexit
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -69,6 +70,26 @@ def prepared(corpus: Path, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "data"
     options = PrepareOptions(source=str(corpus), out=str(out), vocab_size=600, validation_fraction=0.1, workers=1)
     return prepare(options)
+
+
+@pytest.fixture(scope="session")
+def new(prepared: Path, tmp_path_factory) -> Path:
+    """Later addresses, with the tokenizer of `prepared`."""
+    from fastbert.data.tokenizer_folders import load_tokenizer
+    from tests.new_data import prepare_with
+
+    return prepare_with(load_tokenizer(prepared), tmp_path_factory.mktemp("new") / "new", 200)
+
+
+@pytest.fixture(scope="session")
+def grown(prepared: Path, tmp_path_factory) -> Path:
+    """The same with a vocabulary that begins with that of `prepared`."""
+    from fastbert.data.tokenizer_folders import load_tokenizer
+    from tests.new_data import NEW_WORDS, prepare_with
+
+    words = load_tokenizer(prepared)
+    more = dataclasses.replace(words, tokens=(*words.tokens, *NEW_WORDS))
+    return prepare_with(more, tmp_path_factory.mktemp("grown") / "grown", 200)
 
 
 @pytest.fixture(scope="module")

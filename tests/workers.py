@@ -63,6 +63,7 @@ def _work(requests: Any, outcomes: Any, variables: dict[str, str], folder: str) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C ends the study, which ends its workers
     os.dup2(requests.fileno(), 0)
     os.dup2(outcomes.fileno(), 1)
+    # They are open as long as the process lives.
     sys.stdin, sys.stdout = open(0, encoding="utf-8"), open(1, "w", encoding="utf-8")  # noqa: SIM115
     import torch
 

