@@ -71,6 +71,10 @@ class EncodedSplit:
     units: np.ndarray | None = None
     """int64 [examples + 1]: the index of each example's first word among the words of all examples; None if each row is
     an example."""
+    soft_labels: np.ndarray | None = None
+    """float32 [N, ...], trained on instead of `labels`: the ideal values of the scores; None if there are none."""
+    weights: np.ndarray | None = None
+    """float32 [N], weights of the examples in the loss, with mean 1; None if all are 1."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -180,6 +184,8 @@ def encode(
             lengths.append(len(ids))
             pieces.append(np.array(ids, dtype=np.int32))
     labelled = bool(examples) and examples[0].label is not None
+    soft = [example.soft_label for example in examples]
+    weights = np.array([example.weight for example in examples])
     return EncodedSplit(
         tokens=np.concatenate(pieces) if pieces else np.zeros(0, np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -189,6 +195,8 @@ def encode(
         max_length=max_length,
         pad=vocabulary.ids["[PAD]"],
         is_pair=is_pair,
+        soft_labels=None if not soft or soft[0] is None else np.array(soft, np.float32),
+        weights=(weights / weights.mean()).astype(np.float32) if (weights != 1.0).any() else None,
     )
 
 

@@ -161,8 +161,17 @@ class Tuner:
 
     def train_step(self, batch: StreamBatch) -> None:
         """Performs one update with the gradient of the weighted mean loss over the units of the batch, for any
-        micro-batch size and number of ranks."""
+        micro-batch size and number of ranks.
+
+        A batch without a label makes none: with a gradient of zero, AdamW would move the weights by its momentum and
+        its weight decay. It counts as a step of the stream and of the schedule."""
         step, count = self.progress.step, len(batch.rows)
+        if not batch.units:
+            before = self._lagged.pop()
+            self.progress.step += 1
+            self._log(before)
+            self._log((step, {}))
+            return
         parts = list(self.updater.world.parts(count, self.options.machine.micro_batch_size or count))
         weights, counts, signals = {"task": batch.weight}, {"task": batch.units}, self.interrupts.flags
         scalars = self.updater.update(parts, self._forward(batch), weights, counts, self._rate(step), signals)
@@ -186,7 +195,10 @@ class Tuner:
             if batch.soft_labels is not None:
                 targets = torch.from_numpy(batch.soft_labels[part]).to(device, non_blocking=True)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = kind.losses(logits, targets).sum()
+            losses = kind.losses(logits, targets)
+            if batch.row_weights is not None:
+                losses = losses * torch.from_numpy(batch.row_weights[part]).to(device, non_blocking=True)
+            loss = losses.sum()
             return {"task": 0.0 * loss if empty else loss}
 
         return forward
@@ -199,17 +211,19 @@ class Tuner:
             self.updater.optimizer.zero_grad()
 
     def _log(self, scalars: tuple[int, dict[str, float]] | None) -> None:
-        """Checks the scalars of a step for divergence, and logs a row if one is due."""
+        """Checks the scalars of a step, empty for one without an update, for divergence, and logs a row if one is
+        due."""
         if scalars is None:
             return
         step, values = scalars
         progress = self.progress
-        self.interrupts.agree(values)
-        if guard(progress, step, values, echo, lambda: ADVICE):
-            progress.window.append(values["loss"])
+        if values:
+            self.interrupts.agree(values)
+            if guard(progress, step, values, echo, lambda: ADVICE):
+                progress.window.append(values["loss"])
         done = step + 1
         if done % self.options.log_every == 0 or done == self.steps:
-            figures = {"grad_norm": values["norm"], "skipped": progress.skipped}
+            figures = {"grad_norm": values.get("norm"), "skipped": progress.skipped}
             row = {"loss": self._mean_loss(), "lr": self._rate(step), **figures}
             self.logbook.log(done, "train", row)
             progress.window.clear()

@@ -36,6 +36,10 @@ class Example:
     """Label in the form of the task's kind: the id of a class, a number, ...; None if the split has none."""
     words: tuple[tuple[int, int], ...] | None = None
     """Character range of each word, if words have labels."""
+    soft_label: tuple[float, ...] | float | None = None
+    """The ideal value of the scores, such as the probability of each class, trained on instead of `label`."""
+    weight: float = 1.0
+    """Weight in the training loss, 0 or more. They are divided by their mean over the split."""
 
 
 class TaskSource(Protocol):

@@ -22,11 +22,15 @@ class StreamBatch:
     """Weight of the mean loss."""
     soft_labels: np.ndarray | None = None
     """float32 [B, ...], used instead of the labels in `data`, for `TaskKind.losses`."""
+    row_weights: np.ndarray | None = None
+    """float32 [B], weights of the rows in the mean, 0 for a row without a label; None for 1."""
 
     @property
     def units(self) -> int:
-        """Number of units that the loss is averaged over: examples, or words."""
-        return len(self.data.units_in(self.rows))
+        """Number of units that the loss is averaged over: examples, or words, of the rows with a label. Without any,
+        and with weight 0, the batch makes no step."""
+        rows = self.rows if self.row_weights is None else self.rows[self.row_weights > 0]
+        return len(self.data.units_in(rows)) if self.weight else 0
 
 
 class TaskStream(Protocol):
@@ -58,4 +62,10 @@ class SingleTaskStream:
             self._data = sample_orders(self.orders, self.seed, epoch)
             self._order = training_order(self._data.lengths, self.batch_size, self.seed, epoch)
             self._epoch = epoch
-        return StreamBatch(self._data, self._order[index], self.head)
+        return batch_of(self._data, self._order[index], self.head)
+
+
+def batch_of(data: EncodedSplit, rows: np.ndarray, head: str, weight: float = 1.0) -> StreamBatch:
+    """The batch of `rows`, int64 [B], with their soft labels and weights."""
+    soft_labels, weights = (None if values is None else values[rows] for values in (data.soft_labels, data.weights))
+    return StreamBatch(data, rows, head, weight, soft_labels, weights)

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import load_encoder
-from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
+from fastbert.finetuning.stream import SingleTaskStream, StreamBatch, batch_of
 from fastbert.finetuning.task_heads import PooledHead
 from fastbert.model.encoder import initialize
 from fastbert.training.interrupts import Interrupts
@@ -98,6 +99,39 @@ def test_two_tasks_train_together_by_their_own_losses_and_weights(tmp_path) -> N
     for (name, mine), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=name)
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_batch_without_a_label_makes_no_step(tmp_path) -> None:
+    """AdamW with moments would move the weights on a gradient of zero, and decay them."""
+    model, parts = TaskModel(tiny_config(), TASKS), Alternating().parts
+    initialize(model, 0, 0.1)
+    optimizer = build_scaled_optimizer(
+        model.named_parameters(), model.encoder.config, OptimizerOptions(weight_decay=0.1), 1.0, torch.device("cpu")
+    )
+    options = FinetuneOptions(epochs=1, learning_rate=0.1, log_every=1, schedule=ScheduleOptions("constant", 0.0))
+    with Logbook(tmp_path, 5, quiet=True) as logbook:
+        tuner = Tuner(Updater(model, optimizer, 0.0, "fp32"), Alternating(), options, 0, logbook)
+        for part in parts:
+            tuner.train_step(part)
+        before = copy.deepcopy(tuner.tensors())
+        tuner.train_step(replace(parts[0], row_weights=np.zeros(5, np.float32)))
+        tuner.train_step(replace(parts[1], weight=0.0))
+        after = tuner.tensors()
+        assert all(torch.equal(before[kind][name], after[kind][name]) for kind in before for name in before[kind])
+        assert tuner.progress.step == 4 and before["optimizer"]
+        tuner.train_step(parts[0])
+        assert any(not torch.equal(before["model"][name], value) for name, value in tuner.tensors()["model"].items())
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_the_loss_is_the_mean_over_the_rows_with_a_label() -> None:
+    """Rows of weight 0 do not count, and weights have mean 1 over the split."""
+    kind = TASKS["topic"]
+    examples = [Example(n, " ".join(FILLERS[: 2 + n]), None, n % 3, weight=(2.0, 0.0, 6.0)[n % 3]) for n in range(6)]
+    data = encode(examples, WordPiece(WORDS), 30, kind.targets)
+    assert data.weights.tolist() == [0.75, 0.0, 2.25] * 2
+    batch = batch_of(data, np.array([5, 1, 3]), "topic")
+    assert batch.row_weights.tolist() == [2.25, 0.0, 0.75] and batch.units == 2 and batch.soft_labels is None
 
 
 def test_ranks_divide_the_rows_of_a_batch(tmp_path) -> None:
