@@ -22,6 +22,8 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fastbert-tests-")
 import pytest
 import torch
 
+import tests.collector  # noqa: F401
+
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 torch.set_num_threads(1)
