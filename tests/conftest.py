@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Files are written to a disk before they are renamed, thousands of times; a file system in memory does not wait.
-MEMORY, ROOM = Path("/dev/shm"), 8 * 2**30
-if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
-    os.environ["TMPDIR"] = str(MEMORY)
+from tests.economy import collect_seldom, temporary_folder
+
+os.environ["TMPDIR"] = temporary_folder()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -26,8 +25,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fastbert-tests-")
 import pytest
 import torch
 
-import tests.collector  # noqa: F401
-
+collect_seldom()
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 torch.set_num_threads(1)

@@ -39,7 +39,7 @@ TOY = {
     "tasks": ["cola", "configs/tasks/snli.yaml"],
     "tasks_at": [0.5, 1.0],
 }
-"""Changes of the YAML file for a dry run: every variant with one seed, two points and a task of each kind of file, in seconds."""
+"""Changes of the YAML file for a dry run: every variant with one seed, two points and two tasks, in seconds."""
 
 
 def main() -> int:
