@@ -1,7 +1,7 @@
 """An ensemble: fine-tuned models whose scores are averaged, such as the seeds of a fine-tuning, several fine-tunings of
 one encoder, or of different encoders."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,16 +109,16 @@ def open_ensemble(paths: Sequence[str]) -> Ensemble:
     members: list[Member] = []
     titles = []
     for path in paths:
-        seeds, part = [], None
-        for folder, seed, part in models_of(Path(path)):
+        folders, fraction = models_of(Path(path))
+        for folder, seed in folders.items():
             member = Member(folder, *read_task_record(folder))
             if seed not in (None, member.record.seed):
                 raise UserError(f"{folder} holds the model of seed {member.record.seed}; restore that of seed {seed}")
             members.append(member)
-            seeds += [] if seed is None else [str(seed)]
+        seeds = [str(seed) for seed in folders.values() if seed is not None]
         if seeds:
             averaged = "the mean over the seeds" if len(seeds) > 1 else "the model of seed"
-            largest = "" if part is None else f" of its largest fraction of train, {part:g}"
+            largest = "" if fraction is None else f" of its largest fraction of train, {fraction:g}"
             titles.append(f"{path}: {averaged} {', '.join(seeds)}{largest}")
     if len(paths) > 1:
         titles = [f"the mean over {len(members)} models: {', '.join(member.name for member in members)}"]
@@ -169,17 +169,17 @@ def check_members(members: Sequence[Member]) -> None:
         echo(f"the models have the same labels, but were trained on different tasks:{LINE}{lines}")
 
 
-def models_of(path: Path) -> Iterator[tuple[Path, int | None, float | None]]:
-    """Yields the folder of each model; if `path` has several, also its seed, and of several fractions of the training
-    split the largest, whose models are used."""
+def models_of(path: Path) -> tuple[dict[Path, int | None], float | None]:
+    """The folder of each model with its seed, None if `path` is a single model; and, if `path` has several fractions of
+    the training split, the largest, whose models these are."""
     folder = fine_tuned_folder(path)
     if folder is not None:
-        yield folder, None, None
-        return
+        return {folder: None}, None
     if not (path / "results.json").is_file():
         raise no_results(path)
     fractions = read_results(path)["fractions"]
     part = max(fractions, key=lambda part: part["fraction"])
+    found: dict[Path, int | None] = {}
     for result in part["seeds"]:
         seed = seed_folder(path, part["fraction"], result["seed"])
         folder = fine_tuned_folder(seed)
@@ -188,7 +188,8 @@ def models_of(path: Path) -> Iterator[tuple[Path, int | None, float | None]]:
                 f"{seed} has no model, so the seeds of {path} cannot be averaged; restore it, train it again without "
                 "--no-save-model, or give --model the folder of another seed"
             )
-        yield folder, result["seed"], part["fraction"] if len(fractions) > 1 else None
+        found[folder] = result["seed"]
+    return found, part["fraction"] if len(fractions) > 1 else None
 
 
 def no_results(path: Path) -> UserError:

@@ -17,7 +17,7 @@ from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.options import PredictOptions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord
-from fastbert.finetuning.scoring import BATCH, Inputs, encode_inputs
+from fastbert.finetuning.scoring import BATCH, Inputs
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.outputs import check_output_file, is_standard_output, output_file, refuse_input, standard_output
 from fastbert.records import json_text

@@ -43,6 +43,11 @@ class FinetuneSetup:
     world: World = ONE_PROCESS
 
     @property
+    def labels(self) -> dict[str, list[Any]]:
+        """Dev split -> the label of each example."""
+        return {split: inputs.labels for split, inputs in self.dev.items()}
+
+    @property
     def machine(self) -> str:
         """Devices and precision, such as "cpu fp32" or "4 x cuda bf16"."""
         several = self.world.size > 1
