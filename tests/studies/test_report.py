@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from fastbert.report.page import Table
 from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.shared.plots import plot_differences, write_plot
 from fastbert.studies.shared.report import ReportPage
+from fastbert.studies.sweep import sweep_report
 from fastbert.studies.sweep.sweep_report import Ensembles, printed_scores, write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults
 from tests.studies.test_comparison import row, rows_of
@@ -118,6 +120,17 @@ def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
     assert "51.0 ± 1.0" in page.texts and "Mean of 1" in page.texts  # GLUE's table, in HTML
     shown = printed_scores(comparison, {})
     assert "51.00" in shown and "other higher, by the t-test alone" in shown and max(map(len, shown.splitlines())) < 110
+
+
+def test_the_ensemble_is_that_of_the_best_setting(comparison, monkeypatch) -> None:
+    def remember(rows: list, task: str, labels: str) -> tuple:
+        return {row["learning_rate"] for row in rows}, [row["seed"] for row in rows], task, labels
+
+    monkeypatch.setattr(sweep_report, "ensemble_of", remember)
+    opened = {name: SimpleNamespace(task=f"task {name}", labels=f"labels {name}") for name in ("cola", "own")}
+    found = sweep_report.dev_ensembles(comparison, SimpleNamespace(opened=opened))
+    assert found["first", "cola"] == ({1e-5}, [0, 1, 2], "task cola", "labels cola")
+    assert found["other", "cola"][0] == {2e-5} and found["other", "own"][2:] == ("task own", "labels own")
 
 
 def test_every_seed_is_plotted(comparison, tmp_path, monkeypatch) -> None:
