@@ -1,6 +1,7 @@
 """`fastbert predict` for several models: the mean of transformers' probabilities, tags and numbers over the seeds of a
 fine-tuning, and over models with other encoders, tokenizers and lengths; the metrics of each model."""
 
+import io
 import json
 import os
 import re
@@ -8,12 +9,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from fastbert.finetuning.averages import mean_of_models
+from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.ensemble import open_ensemble
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.kind import TaskKind
@@ -21,8 +24,10 @@ from fastbert.finetuning.kinds.multi_label import MultiLabel
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.model import TaskModel
+from fastbert.finetuning.predict import write_predictions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, save_task_model
+from fastbert.finetuning.tasks import open_task
 from fastbert.hub.load import load_pretrained
 from fastbert.model.encoder import initialize
 from fastbert.outputs import standard_output
@@ -214,6 +219,10 @@ def values_of(rows: list[dict]) -> np.ndarray:
     return np.array([list(row["probabilities"].values()) if "probabilities" in row else row["value"] for row in rows])
 
 
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def predict_lines(capfd, tuned: Path, models: str) -> tuple[str, str]:
     capfd.readouterr()
     assert main(["predict", "--model", models, "--source", str(tuned / "new.jsonl"), *PRECISE]) == 0
@@ -285,7 +294,7 @@ def test_the_metrics_of_each_model_their_mean_and_of_the_ensemble(tuned, tmp_pat
 
     for name in names:
         assert main(["predict", "--model", name, *task, "--out", str(tmp_path / "one.jsonl"), *PRECISE]) == 0
-        each.append(values_of([json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]))
+        each.append(values_of(read_lines(tmp_path / "one.jsonl")))
     found = [measured(*one) for one in zip(each, thresholds, strict=True)]
     rows = {**dict(zip(names, found, strict=True)), "mean of the 3 models": np.mean(found, axis=0)}
     rows["ensemble"] = measured(np.mean(each, axis=0), np.mean(thresholds, axis=0))
@@ -298,16 +307,33 @@ def test_the_metrics_of_each_model_their_mean_and_of_the_ensemble(tuned, tmp_pat
 
 
 def test_files_with_text_can_be_trained_on(tuned, tmp_path) -> None:
+    """Probabilities and numbers are the soft labels of the next training, exactly; new text is written alike."""
     rows = [{"text": text, "label": LABELS[number % 3]} for number, text in enumerate(TEXTS)]
     write_rows(tmp_path / "dev.jsonl", rows)
     out, task = tmp_path / "soft.jsonl", ["--task", "mine", "--custom.dev", str(tmp_path / "dev.jsonl")]
-    command = ["predict", "--model", str(tuned / "classes"), "--out", str(out), "--with-text", *PRECISE]
-    assert main([*command, *task, "--custom.labels", ",".join(LABELS)]) == 0
-    labelled = [json.loads(line) for line in out.read_text().splitlines()]
+    command = ["predict", "--out", str(out), "--with-text", *PRECISE, "--model"]
+    assert main([*command, str(tuned / "classes"), *task, "--custom.labels", ",".join(LABELS)]) == 0
+    labelled = read_lines(out)
     assert [(row["text"], row["expected"]) for row in labelled] == [(row["text"], row["label"]) for row in rows]
-    assert main([*command, "--source", str(tuned / "new.jsonl")]) == 0
-    for row, its in zip([json.loads(line) for line in out.read_text().splitlines()], labelled, strict=True):
+    assert main([*command, str(tuned / "classes"), "--source", str(tuned / "new.jsonl")]) == 0
+    for row, its in zip(read_lines(out), labelled, strict=True):
         assert row == {name: value for name, value in its.items() if name != "expected"}
+    student = CustomTaskOptions(train=str(out), dev=str(out), soft="probabilities", labels=",".join(LABELS))
+    examples = open_task("student", custom=student).examples("train")
+    assert np.allclose([example.soft_label for example in examples], values_of(labelled), rtol=1e-15)
+    assert main([*command, str(tuned / "number"), "--source", str(tuned / "new.jsonl")]) == 0
+    write_rows(tmp_path / "dev.jsonl", [{"text": "the", "label": 0.5}])
+    student = CustomTaskOptions(train=str(out), dev=str(tmp_path / "dev.jsonl"), soft="value", kind="number")
+    examples = open_task("student", custom=student).examples("train")
+    assert [example.soft_label for example in examples] == [row["value"] for row in read_lines(out)]
+
+
+def test_both_texts_of_a_pair_are_written() -> None:
+    file, example = io.StringIO(), Example(3, "one", "two", 1)
+    inputs = SimpleNamespace(scored=lambda values: [(example, values[0])])
+    write_predictions(file, inputs, np.array([[0.25, 0.75]]), Classes(("no", "yes")), True)
+    texts = {"index": 3, "expected": "yes", "text": "one", "pair": "two"}
+    assert json.loads(file.getvalue()) == texts | {"label": "yes", "probabilities": {"no": 0.25, "yes": 0.75}}
 
 
 def test_models_that_cannot_be_averaged_are_refused(tuned, tmp_path, capsys) -> None:
