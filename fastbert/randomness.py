@@ -8,7 +8,18 @@ import torch
 from fastbert_kernels.hashing import combine, signed
 from torch import Tensor
 
-PURPOSES = {"dropout": 1, "mask": 2, "validation-mask": 3, "order": 4, "generator-dropout": 5, "sample": 6, "pair": 7}
+PURPOSES = {
+    "dropout": 1,
+    "mask": 2,
+    "validation-mask": 3,
+    "order": 4,
+    "generator-dropout": 5,
+    "sample": 6,
+    "pair": 7,
+    "task": 8,
+},
+    "task": 8,
+}
 
 
 def row_keys(seed: int, purpose: str, step: int, row_indices: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from fastbert.files import disk_errors, locked_folder, remove
 from fastbert.finetuning.folder import check_other_files, open_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
-from fastbert.finetuning.seed import CHECKPOINTS, train_seed
+from fastbert.finetuning.seed import CHECKPOINTS, Part, Training, train_seed
 from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
@@ -55,7 +55,8 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
                 folder = seed_folder(out, fraction, seed)
                 result = world.first_decides(partial(finished, folder, setup.task.metrics))
                 if result is None:
-                    result = train_seed(setup, folder, fraction, seed, interrupts)
+                    trained = train_seed(Training([Part(setup, folder, fraction)]), folder, seed, interrupts)
+                    result = None if trained is None else trained[0]
                 if result is None:
                     echo(f"stopped; the same command continues with {folder}")
                     return interrupts.exit_code

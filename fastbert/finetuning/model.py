@@ -57,16 +57,16 @@ def new_task_model(
     attention_dropout: float,
     kernels: str,
 ) -> TaskModel:
-    """Builds the pretrained encoder with new heads. The initial weights of a head depend only on (seed, their name in
-    the head), not on other heads.
+    """Builds the pretrained encoder with new heads. The initial weights of a head depend only on (seed, the task's
+    name, their name in the head), not on other heads.
 
     The pooler of the pretrained model is not used: it was trained for another purpose, or not at all.
     """
     config = replace(pretrained.config, dropout=dropout, attention_dropout=attention_dropout)
     model = TaskModel(config, kinds, kernels)
     model.encoder.load_state_dict(encoder_weights(pretrained))
-    for head in model.heads.values():
-        initialize(head, seed, config.initializer_std)
+    for name in kinds:
+        initialize(nn.ModuleDict({module_name(name): model.head(name)}), seed, config.initializer_std)
     return model
 
 

@@ -1,88 +1,144 @@
 """Trains one seed in its folder: dev is scored after each epoch, the best epoch's model is saved, and a checkpoint lets
-the same command continue after the last finished epoch."""
+the same command continue after the last finished epoch. Several tasks that train together share all but their heads,
+their scores and their results."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastbert.errors import UserError
 from fastbert.files import disk_errors, remove, remove_leftovers
 from fastbert.finetuning.batches import subset
-from fastbert.finetuning.dev_ensemble import write_dev_scores
-from fastbert.finetuning.dev_scores import dev_figures, selection_value, write_errors
 from fastbert.finetuning.folder import write_options
-from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
+from fastbert.finetuning.mixture import MixedStream
 from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import science
 from fastbert.finetuning.results import EPOCH
-from fastbert.finetuning.saved import fine_tuned_folder, save_task_model
-from fastbert.finetuning.scoring import BATCH, Inputs, encode_inputs, predict_scores
+from fastbert.finetuning.saved import fine_tuned_folder
+from fastbert.finetuning.scoring import encode_inputs
 from fastbert.finetuning.setup import FinetuneSetup, task_record
 from fastbert.finetuning.stream import SingleTaskStream
-from fastbert.records import check, finite_or_none, write_sealed
+from fastbert.finetuning.task_epochs import TaskEpochs
+from fastbert.records import check
 from fastbert.streams import echo
 from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space, on_all_ranks, read_newest
 from fastbert.training.finite import NotFiniteError, all_finite
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.step import Updater
+from fastbert.training.world import World
 
 CHECKPOINTS = "checkpoints"
 """Folder in the seed's folder, until the seed is finished."""
-_STATE = STATE | {"best": (EPOCH, type(None)), "last": EPOCH}
+_STATE = STATE | {"best": {str: (EPOCH, type(None))}, "last": {str: EPOCH}}
 
 
-def train_seed(
-    setup: FinetuneSetup, folder: Path, fraction: float, seed: int, interrupts: Interrupts
-) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Part:
+    """A task of a training."""
+
+    setup: FinetuneSetup
+    folder: Path
+    """Folder for its results: that of the training if it is the only task."""
+    fraction: float = 1.0
+    """Fraction of its training split."""
+    weight: float = 1.0
+    """Weight of its mean loss; with 0 it has no batches, and its head stays as it was initialized."""
+
+    @property
+    def name(self) -> str:
+        return self.setup.task.name
+
+
+@dataclass(frozen=True)
+class Training:
+    """The tasks of a training, of which the first has the common options, and how they are mixed."""
+
+    parts: Sequence[Part]
+    """In alphabetical order of their names."""
+    temperature: float = 1.0
+    """See `MixedStream`."""
+    target: str | None = None
+    """Task whose best epoch is that of all; without one, each task has its own."""
+
+    @property
+    def setup(self) -> FinetuneSetup:
+        return self.parts[0].setup
+
+
+def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrupts) -> list[dict[str, Any]] | None:
     """Trains one seed in its folder, from its newest checkpoint if there is one. Of several ranks, only the first
     reads and writes files.
 
     Returns:
-        The result; None if a signal ended the training.
+        The result of each task; None if a signal ended the training.
 
     Raises:
         UserError: training diverged; the disk is full; the checkpoints are damaged.
     """
+    setup, parts = training.setup, training.parts
     options, world = setup.options, setup.world
-    found = checkpoint_of(folder, options.save_model) if world.first else None
+    found = checkpoint_of(folder, parts) if world.first else None
     if world.first:
-        open_seed_folder(folder, found is not None)
-        this = replace(options, seeds=1, first_seed=seed, train_fraction=str(fraction), out=str(folder))
-        write_options(folder, this)
+        for each in dict.fromkeys([folder, *(part.folder for part in parts)]):
+            open_seed_folder(each, found is not None)
+        for part in parts:
+            this = {"seeds": 1, "first_seed": seed, "train_fraction": str(part.fraction), "out": str(part.folder)}
+            write_options(part.folder, replace(part.setup.options, **this))
     checkpoint = on_all_ranks(world, found)
-    examples = [setup.train[row] for row in subset(len(setup.train), fraction)]
-    data = encode_inputs(examples, setup.vocabulary, task_record(options, setup.task, seed, {}))
-    updater = build_updater(setup, seed)
+    tasks = []
+    for part in parts:
+        train = part.setup.train
+        examples = [train[row] for row in subset(len(train), part.fraction)]
+        record = task_record(part.setup.options, part.setup.task, seed, {})
+        data = encode_inputs(examples, setup.vocabulary, record)
+        tasks.append(TaskEpochs(part.setup, data, part.folder, seed, alone=len(parts) == 1))
+    updater = build_updater(training, seed)
     if world.first:
-        check_disk(folder, updater.module, options.save_model, checkpoint is not None)
-    rows = len(data.orders[0])
-    steps = options.steps(rows)
-    windows = "" if rows == len(examples) else f" in {rows} windows"
-    echo(f"{setup.task.name}, seed {seed}: {len(examples)} examples{windows}, {steps} steps; {setup.machine}")
+        check_disk(folder, updater.module, options.save_model * len(parts), checkpoint is not None)
+    streams = {
+        part.name: SingleTaskStream(part.name, task.train.orders, options.batch_size, seed)
+        for part, task in zip(parts, tasks, strict=True)
+        if part.weight
+    }
+    stream = MixedStream(streams, {part.name: part.weight for part in parts}, training.temperature, seed)
+    steps = options.epochs * stream.batches
+    names = " and ".join(filter(None, [", ".join(part.name for part in parts[:-1]), parts[-1].name]))
+    echo(f"{names}, seed {seed}: {described(tasks)}, {steps} steps; {setup.machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
-    experiment = science(options) | {"seed": seed, "train_fraction": fraction}
+    experiment = science(options) | {"seed": seed, "train_fraction": parts[0].fraction}
     with Logbook(folder, steps, options=experiment, **resumed) if world.first else NoLogbook() as logbook:
-        stream = SingleTaskStream(setup.task.name, data.orders, options.batch_size, seed)
         tuner = Tuner(updater, stream, options, seed, logbook)
         checkpointer = Checkpointer(folder / CHECKPOINTS, 1, echo) if world.first else None
-        epochs = Epochs(setup, tuner, checkpointer, folder, seed)
+        epochs = Epochs(tasks, tuner, checkpointer, world, training.target)
         if checkpoint is not None:
             epochs.restore(checkpoint)
             echo(f"continues after epoch {tuner.progress.epoch} of {options.epochs}")
         if not tuner.run(interrupts, epochs.end):
             return None
-    if epochs.best is None:
-        raise UserError(
-            f"{setup.task.name}, seed {seed}: training diverged: weights or scores on dev were not finite in any of "
-            f"the {options.epochs} epochs{ADVICE}"
-        )
-    return world.first_decides(lambda: epochs.finish(data))
+    for task in tasks:
+        if task.best is None:
+            raise UserError(
+                f"{task.name}, seed {seed}: training diverged: weights or scores on dev were not finite in any of "
+                f"the {options.epochs} epochs{ADVICE}"
+            )
+    return world.first_decides(lambda: [task.finish(tuner.progress, folder, examples_of(tasks)) for task in tasks])
+
+
+def examples_of(tasks: Sequence[TaskEpochs]) -> int:
+    """Number of training examples of all tasks."""
+    return sum(len(task.train.examples) for task in tasks)
+
+
+def described(tasks: Sequence[TaskEpochs]) -> str:
+    """The size of the training splits, in words."""
+    rows, examples = sum(len(task.train.orders[0]) for task in tasks), examples_of(tasks)
+    return f"{examples} examples" + ("" if rows == examples else f" in {rows} windows")
 
 
 def open_seed_folder(folder: Path, resumed: bool) -> None:
@@ -92,11 +148,11 @@ def open_seed_folder(folder: Path, resumed: bool) -> None:
             remove_leftovers(folder)
         else:
             remove(folder)  # files of an attempt without a checkpoint
-            folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
 
-def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
-    """The checkpoint from which a seed continues; None if there is none, or if the model of its best epoch is missing.
+def checkpoint_of(folder: Path, parts: Sequence[Part]) -> Checkpoint | None:
+    """The checkpoint from which a seed continues; None if there is none, or if the model of a best epoch is missing.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
@@ -107,19 +163,26 @@ def checkpoint_of(folder: Path, save_model: bool) -> Checkpoint | None:
     state = check(checkpoint.state, _STATE, f"the checkpoint's state {checkpoint.path / 'state.json'}")
     if missing := {"model", "optimizer", "scores"} - checkpoint.tensors.keys():
         raise UserError(f"the checkpoint {checkpoint.path} is damaged: it has no {min(missing)}.safetensors")
-    best = state["best"]
-    if save_model and best and best["epoch"] < state["progress"]["epoch"] and fine_tuned_folder(folder) is None:
-        echo(f"{folder} has no model of its best epoch, which was trained with --no-save-model: the seed starts again")
-        return None
+    for part in parts:
+        best = state["best"].get(part.name)
+        if not (part.setup.options.save_model and best and best["epoch"] < state["progress"]["epoch"]):
+            continue
+        if fine_tuned_folder(part.folder) is None:
+            echo(
+                f"{part.folder} has no model of its best epoch, which was trained with --no-save-model: the seed "
+                "starts again"
+            )
+            return None
     return checkpoint
 
 
-def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
-    """Builds the model of a seed, with a new head, and its optimizer."""
-    options, task, world = setup.options, setup.task, setup.world
+def build_updater(training: Training, seed: int) -> Updater:
+    """Builds the model of a seed, with new heads, and its optimizer."""
+    setup = training.setup
+    options, world = setup.options, setup.world
     model = new_task_model(
         setup.pretrained,
-        {task.name: task.kind},
+        {part.name: part.setup.task.kind for part in training.parts},
         seed,
         dropout=options.dropout,
         attention_dropout=options.attention_dropout,
@@ -133,136 +196,90 @@ def build_updater(setup: FinetuneSetup, seed: int) -> Updater:
         setup.device,
         options.machine.apex,
     )
-    network = world.distributed(model, setup.device)
+    network = world.distributed(model, setup.device, some_unused=len(training.parts) > 1)
     return Updater(model, optimizer, options.clip_norm, setup.precision, world, network)
 
 
-def check_disk(folder: Path, model: TaskModel, save_model: bool, resumed: bool) -> None:
+def check_disk(folder: Path, model: TaskModel, models: int, resumed: bool) -> None:
     """Raises a UserError if the disk has no space for a seed: the files to be written and, unless it is `resumed`, the
-    files that they replace."""
+    files that they replace.
+
+    Args:
+        models: number of models to save.
+    """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     checkpoint = 3 * weights  # with AdamW's two moments
-    needed = (checkpoint + save_model * weights) * (1 if resumed else 2)
+    needed = (checkpoint + models * weights) * (1 if resumed else 2)
     check_space(folder, needed, "the checkpoints and the model of a seed need", "fine-tune a smaller encoder")
 
 
 @dataclass
 class Epochs:
-    """Work at the end of each epoch of a seed: scores dev, and saves checkpoint and model.
+    """Work at the end of each epoch of a seed: scores dev, and saves checkpoint and models.
 
     Args:
         checkpointer: None on all ranks but the first.
+        target: see `Training`.
     """
 
-    setup: FinetuneSetup
+    tasks: Sequence[TaskEpochs]
     tuner: Tuner
     checkpointer: Checkpointer | None
-    folder: Path
-    seed: int
-    best: dict[str, Any] | None = None
-    """Number of the best epoch so far and its metrics on dev."""
-    last: dict[str, Any] = field(default_factory=dict)
-    best_scores: dict[str, np.ndarray] = field(default_factory=dict)
+    world: World
+    target: str | None = None
 
     def end(self) -> None:
-        """Scores dev, writes a checkpoint, and saves the model if it is the best so far.
+        """Scores dev, writes a checkpoint, and saves the model of each task that is at its best so far.
 
         The order matters: the weights of a best epoch are in its checkpoint until they are in the model.
         """
         self.measure()
-        self.setup.world.first_decides(self.save)
+        self.world.first_decides(self.save)
+
+    def measure(self) -> None:
+        """Scores dev and logs the metrics."""
+        tuner = self.tuner
+        finite = bool(all_finite(tuner.updater.module.state_dict().values()))
+        better = {task.name: task.measure(tuner, finite) for task in self.tasks}
+        if self.target is not None:
+            better = dict.fromkeys(better, better[self.target] and None not in better.values())
+        for task in self.tasks:
+            if better[task.name]:
+                task.keep()
 
     def save(self) -> None:
-        """Writes the checkpoint, and the model of a best epoch."""
+        """Writes the checkpoint, and the models of best epochs."""
+        scores = {
+            f"{split}/{task.name}": torch.from_numpy(values)
+            for task in self.tasks
+            for split, values in task.best_scores.items()
+        }
+        best, last = ({task.name: getattr(task, name) for task in self.tasks} for name in ("best", "last"))
         try:
-            scores = {split: torch.from_numpy(values) for split, values in self.best_scores.items()}
             self.checkpointer.save(
                 self.tuner.progress.step,
                 self.tuner.tensors() | {"scores": scores},
-                self.tuner.state() | {"best": self.best, "last": self.last},
+                self.tuner.state() | {"best": best, "last": last},
             )
         except NotFiniteError as error:  # training can be resumed from an earlier epoch, if any
             echo(f"{error}; there is no checkpoint of epoch {self.tuner.progress.epoch}")
         self.save_best()
 
-    def measure(self) -> None:
-        """Scores dev and logs the metrics. An epoch with weights, scores or metrics that are not finite does not count
-        as best."""
-        setup, task, progress, logbook = self.setup, self.setup.task, self.tuner.progress, self.tuner.logbook
-        model, world, scores, figures = self.tuner.updater.module, setup.world, {}, {}
-        finite = bool(all_finite(model.state_dict().values()))
-        batch_size = setup.options.machine.micro_batch_size or BATCH
-        for split, inputs in setup.dev.items():
-            scores[split] = predict_scores(
-                model, task.name, inputs, precision=setup.precision, batch_size=batch_size, world=world
-            )
-            figures[split] = world.first_decides(partial(dev_figures, task, scores[split], inputs.examples))
-            finite = finite and None not in figures[split].values()
-            logbook.log(progress.step, split, {**figures[split], "epoch": progress.epoch})
-        self.last = {"epoch": progress.epoch, "dev": figures}
-        if not finite:
-            echo(f"epoch {progress.epoch}: weights or scores on dev are not finite; it does not count as best")
-        elif self.best is None or selection_value(task, figures) > selection_value(task, self.best["dev"]):
-            self.best, self.best_scores = self.last, scores
-
     def save_best(self) -> None:
-        """Saves the model if the last epoch is the best."""
-        if self.setup.options.save_model and self.best and self.best["epoch"] == self.tuner.progress.epoch:
-            record = task_record(self.setup.options, self.setup.task, self.seed, self.best["dev"])
-            record = replace(record, kind=self.fitted())
-            save_task_model(self.tuner.updater.module, record, self.setup.pretrained.tokenizer, self.folder / "model")
-
-    def fitted(self) -> TaskKind:
-        """The kind with settings fitted to the scores of the best epoch on dev."""
-        labels = [label for split in self.best_scores for label in self.setup.dev[split].labels]
-        return self.setup.task.kind.fitted(np.concatenate([*self.best_scores.values()]), labels)
-
-    def finish(self, train: Inputs) -> dict[str, Any]:
-        """Writes the scores on dev, the examples with the highest loss, and the result, which is returned."""
-        task, path = replace(self.setup.task, kind=self.fitted()), self.folder / "errors.jsonl"
-        write_errors(path, task, self.setup.dev, self.best_scores, self.setup.options.worst)
-        write_dev_scores(self.folder, self.best_scores)
-        result = self.result(train)
-        write_sealed(self.folder / "result.json", result)
-        return result
-
-    def result(self, train: Inputs) -> dict[str, Any]:
-        """The result of the training; there must be a best epoch."""
-        options, progress, count = self.setup.options, self.tuner.progress, len(train.examples)
-        splits = {"train": train, **self.setup.dev}
-        return {
-            "seed": self.seed,
-            "best": self.best,
-            "last": self.last,
-            **self.details(),
-            "train_examples": count,
-            "truncated": {split: inputs.truncated for split, inputs in splits.items()},
-            "skipped_updates": progress.skipped,
-            "examples_per_second": round(count * options.epochs / progress.seconds, 1),
-            "model": str(self.folder / "model") if options.save_model else None,
-        }
-
-    def details(self) -> dict[str, Any]:
-        """Figures of each label at the best epoch, and the metrics with settings fitted to the same dev splits."""
-        task, kind, found = self.setup.task, self.fitted(), {}
-        fitted = replace(task, kind=kind)
-        for split, scores in self.best_scores.items():
-            labels = self.setup.dev[split].labels
-            if table := kind.by_label(scores, labels):
-                found.setdefault("by_label", {})[split] = table
-            if kind != task.kind:
-                found.setdefault("fitted_to_dev", {})[split] = finite_or_none(fitted.measure(scores, labels))
-        return found
+        """Saves the model of each task whose last epoch is the best."""
+        for task in self.tasks:
+            task.save_best(self.tuner.updater.module, self.tuner.progress.epoch)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint."""
         self.tuner.restore(checkpoint)
-        self.best, self.last = checkpoint.state["best"], checkpoint.state["last"]
-        self.best_scores = {split: values.numpy() for split, values in checkpoint.tensors["scores"].items()}
-        self.setup.world.first_decides(self.restore_model)
+        for task in self.tasks:
+            task.restore(checkpoint)
+        self.world.first_decides(partial(self.restore_models))
 
-    def restore_model(self) -> None:
-        """Saves the model of the checkpoint if its epoch is the best, which a killed process may not have done."""
-        if not self.setup.options.save_model:
-            remove(self.folder / "model")
+    def restore_models(self) -> None:
+        """Saves the models of the checkpoint whose epoch is the best, which a killed process may not have done."""
+        for task in self.tasks:
+            if not task.setup.options.save_model:
+                remove(task.folder / "model")
         self.save_best()

@@ -307,10 +307,17 @@ class Ranks(World):
 
     # --- the network
 
-    def distributed(self, module: nn.Module, device: torch.device, blocks: Sequence[nn.ModuleList] = ()) -> nn.Module:
+    def distributed(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        blocks: Sequence[nn.ModuleList] = (),
+        some_unused: bool = False,
+    ) -> nn.Module:
         if not self.sharded:
             # Buffers are equal on all ranks; broadcasting them would send the note dictionary in every step.
-            return DistributedDataParallel(module, **{_BUFFERS: False}, gradient_as_bucket_view=True)
+            settings = {_BUFFERS: False, "find_unused_parameters": some_unused}
+            return DistributedDataParallel(module, **settings, gradient_as_bucket_view=True)
         if isinstance(module, FSDPModule):
             return module
         for stack in blocks:

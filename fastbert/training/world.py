@@ -84,11 +84,19 @@ class World:
     def connect(self, device: torch.device) -> None:
         """Connects the ranks for computing on `device`; a second call has no effect."""
 
-    def distributed(self, module: nn.Module, device: torch.device, blocks: Sequence[nn.ModuleList] = ()) -> nn.Module:
+    def distributed(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        blocks: Sequence[nn.ModuleList] = (),
+        some_unused: bool = False,
+    ) -> nn.Module:
         """The module whose forward passes train `module`, with gradients that are means over the ranks.
 
         Args:
             blocks: lists of submodules, called in their order, that may be sharded one by one.
+            some_unused: steps may use only a part of the parameters, the same on all ranks, and the others then have no
+                gradient.
         """
         return module
 

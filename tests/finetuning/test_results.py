@@ -11,7 +11,7 @@ from fastbert.errors import UserError
 from fastbert.finetuning.dev_scores import selection_value
 from fastbert.finetuning.kinds.number import Number
 from fastbert.finetuning.results import best_seed, tuned_folder
-from fastbert.finetuning.seed import Epochs
+from fastbert.finetuning.task_epochs import TaskEpochs
 from fastbert.finetuning.tasks import Task
 
 
@@ -39,9 +39,9 @@ def test_the_rate_counts_the_examples_of_all_epochs(tmp_path) -> None:
     task = Task("t", Number(), False, ("pearson",), False, {}, None)
     dev = {"dev": SimpleNamespace(labels=[1.0], truncated=0)}
     setup = SimpleNamespace(options=SimpleNamespace(epochs=3, save_model=False), task=task, dev=dev)
-    tuner = SimpleNamespace(progress=SimpleNamespace(seconds=2.0, skipped=1))
-    epochs = Epochs(setup, tuner, None, tmp_path, seed=4, best_scores={"dev": np.ones(1)})
-    result = epochs.result(SimpleNamespace(examples=range(10), truncated=2))
+    train = SimpleNamespace(examples=range(10), truncated=2)
+    epochs = TaskEpochs(setup, train, tmp_path, seed=4, best_scores={"dev": np.ones(1)})
+    result = epochs.result(SimpleNamespace(seconds=2.0, skipped=1), 10)
     assert result["examples_per_second"] == 15.0 and result["train_examples"] == 10
 
 

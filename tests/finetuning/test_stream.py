@@ -153,13 +153,15 @@ def test_ranks_divide_the_rows_of_a_batch(tmp_path) -> None:
 
 
 def test_heads_start_from_the_same_weights_alone_and_together(bert) -> None:
-    """The weights of a `PooledHead` by itself: their names do not contain the task."""
-    expected = PooledHead(32, 3, 0.0)
-    initialize(expected, 3, 0.1)
-    for tasks in ({"topic": TASKS["topic"]}, dict(reversed(TASKS.items()))):
-        settings = {"dropout": 0.0, "attention_dropout": 0.0, "kernels": "auto"}
+    """Those of a task depend on its name: heads of the same shape differ."""
+    settings = {"dropout": 0.0, "attention_dropout": 0.0, "kernels": "auto"}
+    heads = []
+    for tasks in ({"topic": TASKS["topic"]}, dict(reversed(TASKS.items())), TASKS | {"other": TASKS["topic"]}):
         model = new_task_model(load_encoder(bert), tasks, 3, **settings)
-        torch.testing.assert_close(dict(model.head("topic").state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
+        heads.append(dict(model.head("topic").state_dict()))
+        torch.testing.assert_close(heads[-1], heads[0], rtol=0, atol=0)
+    assert not torch.equal(model.head("other").classifier.weight, heads[0]["classifier.weight"])
+    assert not torch.equal(heads[0]["classifier.weight"], torch.zeros_like(heads[0]["classifier.weight"]))
 
 
 def test_the_head_drops_its_input_where_there_are_keys() -> None:
