@@ -17,8 +17,6 @@ PURPOSES = {
     "sample": 6,
     "pair": 7,
     "task": 8,
-},
-    "task": 8,
 }
 
 
