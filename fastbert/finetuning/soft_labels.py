@@ -58,7 +58,8 @@ def probabilities(row: Row, labels: Sequence[str]) -> tuple[float, ...]:
         cells = list(soft)
         if len(cells) != len(labels):
             raise UserError(
-                f"{where} has {len(cells)} probabilities; give {len(labels)}, in the order {brief(', '.join(labels), str)}"
+                f"{where} has {len(cells)} probabilities; give {len(labels)}, in the order of the labels: "
+                f"{brief(', '.join(labels), str)}"
             )
     else:
         raise UserError(f"{where} is neither a list of probabilities nor an object label -> probability; fix it")

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def worth(curve: Curve, value: float) -> float:
         return 0.0
     if value == curve[0][1]:
         return float(curve[0][0])
-    for (small, low), (large, high) in zip(curve, curve[1:], strict=False):
+    for (small, low), (large, high) in pairwise(curve):
         if low <= value <= high and high > low:
             part = (value - low) / (high - low)
             return math.exp(math.log(small) + part * (math.log(large) - math.log(small)))
