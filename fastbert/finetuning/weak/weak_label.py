@@ -117,6 +117,8 @@ def weak_label(options: WeakLabelOptions) -> None:
         tables.plot(folder / "table.png", table)
         write_manifest(folder / MANIFEST, options, table, len(rows))
     print("\n".join([f"{texts.task.name}: {len(functions)} labelling functions", *tables.table_lines(table)]))
+    if options.combine == "best":
+        print(f"  {model.name} is used: no other label model is more accurate on the {len(gold):,} dev examples")
     print(f"  {out / 'train.jsonl'}: {len(rows):,} of {len(texts.train):,} examples have a label")
     print(f"  fastbert finetune --task {out / 'task.yaml'} ... trains on them")
     for message in messages:
@@ -230,7 +232,6 @@ def choose_model(
     if combine != "best":
         return fitted[combine], figures, messages
     best = max(figures, key=lambda figure: figure["dev_accuracy"])  # the first of equal ones: majority
-    messages.append(f"{best['name']} is used: its accuracy on the {len(gold)} dev examples is the highest")
     return fitted[best["name"]], figures, messages
 
 
