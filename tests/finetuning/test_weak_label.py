@@ -171,7 +171,8 @@ def weak_label(task, out, *more: str) -> int:
     return main(["weak-label", *files, "--out", str(out), *more])
 
 
-def test_weak_labels_train_a_model(task, tmp_path, bert, capsys) -> None:
+def test_weak_labels_train_a_model(task, tmp_path, bert, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(task)  # which has a train.jsonl as well
     out = tmp_path / "weak"
     assert weak_label(task, out) == 0
     printed = capsys.readouterr()

@@ -30,9 +30,8 @@ from fastbert.finetuning.weak.functions import Function, Item, read_functions
 from fastbert.finetuning.weak.label_models import ABSTAIN, MODELS, LabelModel, accuracy, fit, hard_labels
 from fastbert.finetuning.weak.options import FROM_DEV, WeakLabelOptions
 from fastbert.finetuning.weak.python_file import run_python_file
-from fastbert.finetuning.weak.worth import print_worth
 from fastbert.inputs import read_input
-from fastbert.outputs import check_output_folder, output_folder
+from fastbert.outputs import check_output_folder, output_folder, resolved
 from fastbert.records import json_text, read_sealed, write_json, write_sealed
 from fastbert.streams import echo
 
@@ -83,6 +82,8 @@ def weak_label(options: WeakLabelOptions) -> None:
         UserError: any user error, before anything is written.
     """
     if options.worth:
+        from fastbert.finetuning.weak.worth import print_worth  # imports torch, which labelling does not need
+
         print_worth(*map(Path, options.worth))
         return
     out = Path(options.out)
@@ -110,7 +111,7 @@ def weak_label(options: WeakLabelOptions) -> None:
     with output_folder(out, "train.jsonl", MANIFEST) as folder:
         write_rows(folder / "train.jsonl", rows)
         write_rows(folder / "dev.jsonl", [row_of(texts, example, example.label) for example in texts.dev])
-        write_task(folder / "task.yaml", texts)
+        write_task(folder / "task.yaml", texts, resolved(out))
         write_json(folder / "table.json", table)
         with atomic_file(folder / "table.md", "w") as file:
             file.write(tables.markdown(table, messages))
@@ -257,13 +258,14 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             file.write(json_text(row, ensure_ascii=False) + "\n")
 
 
-def write_task(path: Path, texts: Texts) -> None:
-    """Writes the custom task of train.jsonl and dev.jsonl."""
+def write_task(path: Path, texts: Texts, out: Path) -> None:
+    """Writes the custom task of train.jsonl and dev.jsonl in `out`. Their paths are absolute, since a file of the same
+    name in the working directory would be preferred."""
     task = texts.task
     options = CustomTaskOptions(
         name=f"{task.name}-weak",
-        train="train.jsonl",
-        dev="dev.jsonl",
+        train=str(out / "train.jsonl"),
+        dev=str(out / "dev.jsonl"),
         pair=PAIR if task.is_pair else None,
         soft=SOFT,
         weight=WEIGHT,
