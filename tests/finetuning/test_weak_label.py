@@ -12,6 +12,7 @@ from fastbert.finetuning.weak.functions import Item, read_functions
 from fastbert.finetuning.weak.label_models import ABSTAIN
 from fastbert.finetuning.weak.python_file import run_python_file
 from fastbert.finetuning.weak.table import describe, warnings
+from fastbert.finetuning.weak.weak_label import choose_model
 from fastbert.finetuning.weak.worth import described, print_worth, worth
 from fastbert.records import write_sealed
 from tests.finetuning.conftest import finetune, results, sentence, write_rows
@@ -39,7 +40,7 @@ def test_keywords_vote_for_the_label_with_the_most_matches(tmp_path) -> None:
 
 def test_a_lexicon_votes_by_the_sum_or_the_mean_of_its_scores(tmp_path) -> None:
     """A phrase on two lines has the mean score; fields after the score are ignored, as in vaderSentiment's file."""
-    (tmp_path / "l.tsv").write_text("good\t2\t0.5\t[1]\nGood\t1\nbad\t-1\ncan't stand\t-3\n:)\t2\n")
+    (tmp_path / "l.tsv").write_text("good\t2\t0.5\t[1]\nGood\t0\nbad\t-1\ncan't stand\t-3\n:)\t2\n")
     texts = ("good", "good good", "bad", "i can't stand it", "fine", "good bad", "well :)")
     rest = "above: {good: 1.5}, below: {bad: 0}"
     found = votes(tmp_path, f"    {{lexicon: l.tsv, {rest}}}", *map(item, texts))
@@ -188,6 +189,12 @@ def test_weak_labels_train_a_model(task, tmp_path, bert, capsys, monkeypatch) ->
     tuned = tmp_path / "tuned"
     assert finetune(bert, ["--task", str(out / "task.yaml")], tuned, "--epochs", "1") == 0
     assert results(tuned)["task"] == "mine-weak"
+
+
+def test_majority_is_used_if_no_model_is_more_accurate() -> None:
+    votes = np.array([[0, 0, 0], [1, 1, 1]] * 10)
+    model, figures, _ = choose_model("best", {"train": votes, "dev": votes}, votes[:, 0], 2, np.array([0.5, 0.5]))
+    assert model.name == "majority" and [figure["dev_accuracy"] for figure in figures] == [1.0, 1.0, 1.0]
 
 
 def test_user_errors_are_found_before_anything_is_written(task, tmp_path, capsys) -> None:
