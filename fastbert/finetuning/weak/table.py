@@ -173,7 +173,7 @@ def plot(path: Path, table: dict[str, Any]) -> None:
     for model, style in zip(table["models"], ("--", ":", "-."), strict=False):
         right.axvline(model["dev_accuracy"], color="0.2", linestyle=style, label=model["name"])
     right.set(xlabel="accuracy on dev", xlim=(0, 1))
-    right.legend(frameon=False, fontsize=8)
+    right.legend(framealpha=0.9, edgecolor="none", fontsize=8)
     for panel in (left, right):
         panel.spines[["top", "right"]].set_visible(False)
     with atomic_file(path) as file:
