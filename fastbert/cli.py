@@ -39,6 +39,7 @@ OPTIONS = Registry(
         "finetune": "fastbert.finetuning.options:FinetuneOptions",
         "predict": "fastbert.finetuning.options:PredictOptions",
         "submit": "fastbert.finetuning.options:SubmitOptions",
+        "weak-label": "fastbert.finetuning.weak.options:WeakLabelOptions",
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
@@ -64,6 +65,7 @@ RUNS = Registry(
         "finetune": "fastbert.finetuning.several_tasks:finetune_tasks",
         "predict": "fastbert.finetuning.predict:predict",
         "submit": "fastbert.finetuning.submit:submit",
+        "weak-label": "fastbert.finetuning.weak.weak_label:weak_label",
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
@@ -131,7 +133,7 @@ def finetune(arguments: list[str]) -> int:
 
 
 def check_and_run(job: str, arguments: list[str]) -> int:
-    """Runs extend-vocab, fill, predict, report or submit."""
+    """Runs extend-vocab, fill, predict, report, submit or weak-label."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
@@ -199,6 +201,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     ),
     "report": (partial(check_and_run, "report"), "compare runs on one HTML page: curves, options, results, speed"),
     "predict": (partial(check_and_run, "predict"), "predict labels and probabilities with a fine-tuned model"),
+    "weak-label": (partial(check_and_run, "weak-label"), "label the training texts of a task with labelling functions"),
     "submit": (partial(check_and_run, "submit"), "write or check the archive for GLUE's server"),
     "export": (export, "export a run as a Hugging Face folder"),
     "bench": (bench, "compare the speed of training, data or kernels with other libraries"),

@@ -33,6 +33,7 @@ EXAMPLES = {
     "fill": "runs/base 'The [MASK] of the United States.'",
     "finetune": "--model runs/base --task rte --glue-dir glue --out results/rte",
     "predict": "--model results/rte --source new.csv --out predictions.jsonl",
+    "weak-label": "--task sst2 --glue-dir glue --functions configs/weak/sst2.yaml --out weak",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
     "export": "runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",

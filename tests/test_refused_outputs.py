@@ -68,6 +68,7 @@ CASES = {
     "export": ("export", "none", "--out", "exported/x"),
     "predict": ("predict", "--model", MODEL, "--source", TEXT, "--out", "predicted/x.jsonl"),
     "submit": ("submit", "--results", "none", "--out", "submitted/glue.zip"),
+    "weak labels": ("weak-label", "--task", TASK, "--functions", "none.yaml", "--out", "labelled/x"),
     "throughput": ("bench", "throughput", "--data", "none", "--out", "measured/x"),
     "bench of data": ("bench", "data", "--data", "none", "--out", "measured/x"),
 }
