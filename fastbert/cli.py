@@ -39,6 +39,7 @@ OPTIONS = Registry(
         "finetune": "fastbert.finetuning.options:FinetuneOptions",
         "predict": "fastbert.finetuning.options:PredictOptions",
         "submit": "fastbert.finetuning.options:SubmitOptions",
+        "affinity": "fastbert.finetuning.affinity.options:AffinityOptions",
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
@@ -64,6 +65,7 @@ RUNS = Registry(
         "finetune": "fastbert.finetuning.several_tasks:finetune_tasks",
         "predict": "fastbert.finetuning.predict:predict",
         "submit": "fastbert.finetuning.submit:submit",
+        "affinity": "fastbert.finetuning.affinity.affinity:affinity",
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
@@ -138,6 +140,12 @@ def check_and_run(job: str, arguments: list[str]) -> int:
     return 0
 
 
+def affinity(arguments: list[str]) -> int:
+    options = parse(OPTIONS["affinity"], arguments, "affinity")
+    options.check_inputs()
+    return RUNS["affinity"](options)
+
+
 def evaluate(arguments: list[str]) -> int:
     options = parse(OPTIONS["evaluate"], arguments, "evaluate")
     options.check_inputs()
@@ -193,6 +201,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "evaluate": (evaluate, "measure a model on held-out text, sentences or minimal pairs, without fine-tuning"),
     "fill": (partial(check_and_run, "fill"), "predict the most likely words for each [MASK]"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
+    "affinity": (affinity, "measure which tasks help each other, and group them"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
         "compare checkpoints by fine-tuning on tasks, settings and seeds",

@@ -32,6 +32,7 @@ EXAMPLES = {
     "evaluate": "--model runs/base --source held-out.txt",
     "fill": "runs/base 'The [MASK] of the United States.'",
     "finetune": "--model runs/base --task rte --glue-dir glue --out results/rte",
+    "affinity": "--tasks mrpc,rte,stsb --model runs/base --glue-dir glue --out results/affinity",
     "predict": "--model results/rte --source new.csv --out predictions.jsonl",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
     "export": "runs/base --out my-bert",
