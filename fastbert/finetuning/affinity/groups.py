@@ -11,7 +11,7 @@ group of every set in 3^n operations, the best division by dynamic programming o
 than branch and bound in the worst case, and the same for all matrices: n = 12 takes about a second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ def score(affinity: np.ndarray, group: Sequence[int], task: int) -> float:
 
 
 def choose_groups(affinity: np.ndarray, most: int, allow_alone: bool = False) -> Groups:
-    """The best groups. Equal values are resolved by fewer groups, then by smaller ones, then by the order of the tasks.
+    """The best groups. Of equally good ones: fewer groups, then smaller ones, then those with the earlier tasks.
 
     Args:
         affinity: float64 [n, n], Z(i -> j) in row i and column j; the diagonal is not used.
@@ -69,7 +69,8 @@ def choose_groups(affinity: np.ndarray, most: int, allow_alone: bool = False) ->
         raise ValueError("an affinity is not finite")
     tie = _TIE * float(np.abs(affinity[off]).max())
     values, groups = _best_groups(affinity, 1 if allow_alone else 2, tie)
-    found = {_members(int(groups[part])) for part in _best_division(values, most, tie)}
+    sizes = np.array([int(group).bit_count() for group in groups])
+    found = {_members(int(groups[part])) for part in _best_division(values, sizes, most, tie)}
     members = tuple(sorted(found))
     # A task that several groups contain is used from its best one; of equal ones, from the first.
     table = [[score(affinity, group, task) if task in group else -np.inf for group in members] for task in range(count)]
@@ -82,8 +83,7 @@ def _best_groups(affinity: np.ndarray, smallest: int, tie: float) -> tuple[np.nd
     that group, also as a bit mask. Both are [2^n]."""
     count = len(affinity)
     values, groups = np.full(1 << count, -np.inf), np.zeros(1 << count, np.int64)
-    masks = [mask for mask in range(1, 1 << count) if mask.bit_count() >= smallest]
-    for mask in sorted(masks, key=lambda mask: (mask.bit_count(), _members(mask))):
+    for mask in _by_size(mask for mask in range(1, 1 << count) if mask.bit_count() >= smallest):
         members = _members(mask)
         sets, sums = np.zeros(1, np.int64), np.zeros(1)
         for task in members:  # all subsets of the group, and their sums of scores
@@ -94,21 +94,32 @@ def _best_groups(affinity: np.ndarray, smallest: int, tie: float) -> tuple[np.nd
     return values, groups
 
 
-def _best_division(values: np.ndarray, most: int, tie: float) -> list[int]:
-    """The division of all tasks into at most `most` sets with the largest sum of `values` [2^n]; sets as bit masks."""
+def _best_division(values: np.ndarray, members: np.ndarray, most: int, tie: float) -> list[int]:
+    """The division of all tasks into at most `most` sets with the largest sum of values; sets as bit masks.
+
+    Args:
+        values: [2^n], of each set.
+        members: [2^n], number of members of the group of each set; of equal divisions, the one with fewer is preferred.
+    """
     size, everything = len(values), len(values) - 1
-    # The value of the best division of each set into at most k sets, and the first of these; 0 if k - 1 are as good.
+    ranks = np.zeros(size, np.int64)
+    ranks[_by_size(range(size))] = np.arange(size)
+    # The best division of each set into at most k sets: its value, the first of these sets (0 if k - 1 are as good),
+    # and the number of members of all groups.
+    totals = np.zeros(size, np.int64)
     best, firsts = np.where(np.arange(size) == 0, 0.0, -np.inf), []
     for _ in range(min(most, everything.bit_count())):
-        improved, first = best.copy(), np.zeros(size, np.int64)
+        improved, first, larger = best.copy(), np.zeros(size, np.int64), totals.copy()
         for mask in range(1, size):
             lowest = mask & -mask
             rest = _subsets(mask ^ lowest)  # what remains when a part that has the lowest task is removed
             sums = values[mask ^ rest] + best[rest]
-            chosen = int(np.argmax(sums > sums.max() - tie))
+            equal = np.flatnonzero(sums >= sums.max() - tie)
+            total = members[mask ^ rest[equal]] + totals[rest[equal]]
+            chosen = equal[np.lexsort((ranks[mask ^ rest[equal]], total))[0]]
             if sums[chosen] > best[mask] + tie:
-                improved[mask], first[mask] = sums[chosen], mask ^ int(rest[chosen])
-        best = improved
+                improved[mask], first[mask], larger[mask] = sums[chosen], mask ^ int(rest[chosen]), total.min()
+        best, totals = improved, larger
         firsts.append(first)
     parts, mask = [], everything
     for first in reversed(firsts):
@@ -116,6 +127,11 @@ def _best_division(values: np.ndarray, most: int, tie: float) -> list[int]:
             parts.append(int(first[mask]))
             mask ^= int(first[mask])
     return parts
+
+
+def _by_size(masks: Iterable[int]) -> list[int]:
+    """Sets in the order in which equally good ones are preferred: smaller ones first, then by their tasks."""
+    return sorted(masks, key=lambda mask: (mask.bit_count(), _members(mask)))
 
 
 def _members(mask: int) -> tuple[int, ...]:

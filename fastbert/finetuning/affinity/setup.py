@@ -58,6 +58,9 @@ class AffinitySetup:
     train: list[list[Example]]
     """Training examples of each task."""
     stream: AllTasksStream
+    """Batches of the training."""
+    probe_parts: list[SingleTaskStream]
+    """Batches of the probes, of each task."""
     device: torch.device
     precision: str
     warnings: list[str]
@@ -89,7 +92,7 @@ class AffinitySetup:
             UserError: a task has no labelled example.
         """
         found = []
-        for part in self.stream.parts:
+        for part in self.probe_parts:
             later = (self._probe_batch(part, at) for at in range(number, number + part.batches))
             batch = next((batch for batch in later if batch.units), None)
             if batch is None:
@@ -123,15 +126,19 @@ def prepare_affinity(requested: AffinityOptions) -> AffinitySetup:
     if length > positions:
         raise UserError(f"max_length {length} is longer than the {positions} positions of {requested.model}; lower it")
     train = [task.examples("train") for task in tasks]
-    parts = []
+    orders = {}
     for task, examples in zip(tasks, train, strict=True):
         record = TaskRecord(task.name, task.kind, task.is_pair, False, length, requested.seed, {})
-        orders = encode_inputs(examples, vocabulary, record).orders
-        parts.append(SingleTaskStream(task.name, orders, requested.batch_size, requested.seed))
+        orders[task.name] = encode_inputs(examples, vocabulary, record).orders
+    settings = (requested.batch_size, requested.seed)
+    # Each stream holds the order of its newest epoch, so training and probes have streams of their own.
+    parts, probe_parts = ([SingleTaskStream(name, each, *settings) for name, each in orders.items()] for _ in range(2))
     stream = AllTasksStream(parts, requested.seed)
     options = replace(requested, max_length=length, steps=requested.steps or requested.epochs * stream.batches)
     warnings = [*([warning] if warning else []), *(line for task in tasks for line in task.warnings)]
-    return AffinitySetup(options, tasks, pretrained, vocabulary, train, stream, device, precision, warnings)
+    return AffinitySetup(
+        options, tasks, pretrained, vocabulary, train, stream, probe_parts, device, precision, warnings
+    )
 
 
 def open_tasks(requested: AffinityOptions) -> list[Task]:
