@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastbert.config import BOOKKEEPING, MACHINE
-from fastbert.errors import OptionError, UserError
+from fastbert.errors import UserError
 from fastbert.finetuning.affinity.groups import MOST_TASKS
 from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.glue import check_glue_folder
@@ -79,8 +79,8 @@ class AffinityOptions:
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
         if not 2 <= len(names) <= MOST_TASKS:
-            problem = f"must name 2 to {MOST_TASKS} tasks, separated by commas, such as mrpc,rte,stsb; there "
-            raise OptionError(self, "tasks", problem + (f"are {len(names)}" if len(names) > 1 else "is one"))
+            found = f"are {len(names)}" if len(names) > 1 else "is one"
+            raise UserError(f"--tasks must name 2 to {MOST_TASKS} tasks, such as mrpc,rte,stsb, and there {found}")
         check_number_of_groups(self, len(names))
         check_glue_folder(self.glue_dir)
         check_glue_options(names, self.glue_dir, self.glue_subset)
@@ -89,4 +89,4 @@ class AffinityOptions:
 def check_number_of_groups(options: AffinityOptions, tasks: int) -> None:
     """Raises a UserError if there are more groups than tasks."""
     if options.groups > tasks:
-        raise OptionError(options, "groups", f"must be at most {tasks}, the number of tasks, not {options.groups}")
+        raise UserError(f"--groups must be at most {tasks}, the number of tasks, not {options.groups}")
