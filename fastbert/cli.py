@@ -66,6 +66,7 @@ RUNS = Registry(
         "predict": "fastbert.finetuning.predict:predict",
         "submit": "fastbert.finetuning.submit:submit",
         "affinity": "fastbert.finetuning.affinity.affinity:affinity",
+        "affinity --train": "fastbert.studies.affinity.compare:affinity_and_comparison",
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
@@ -143,7 +144,7 @@ def check_and_run(job: str, arguments: list[str]) -> int:
 def affinity(arguments: list[str]) -> int:
     options = parse(OPTIONS["affinity"], arguments, "affinity")
     options.check_inputs()
-    return RUNS["affinity"](options)
+    return RUNS["affinity --train" if options.train else "affinity"](options)
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -9,7 +9,9 @@ out/metrics.jsonl   losses of the training, also as events.out.tfevents.*
 out/checkpoints/    until the training is finished
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastbert import config as configuration
 from fastbert.errors import LINE, UserError
@@ -34,10 +36,14 @@ from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
 
 MANIFEST = "manifest.json"
+Next = Callable[[AffinitySetup, dict[str, Any], Interrupts], int]
 
 
-def affinity(requested: AffinityOptions) -> int:
+def affinity(requested: AffinityOptions, after: Next | None = None) -> int:
     """Measures the affinities, unless they are in --out, and chooses the groups; returns the exit code.
+
+    Args:
+        after: called with the results, while --out is locked; its exit code is returned.
 
     Raises:
         UserError: any user error, before training starts if possible.
@@ -63,8 +69,8 @@ def affinity(requested: AffinityOptions) -> int:
         with disk_errors(out):
             remove(out / CHECKPOINTS)
         picture = plot_affinity(out / PICTURE, content)
-    print("\n".join([*lines(content, out), *([f"  {picture}"] if picture else [])]))
-    return 0
+        print("\n".join([*lines(content, out), *([f"  {picture}"] if picture else [])]), flush=True)
+        return 0 if after is None else after(setup, content, interrupts)
 
 
 def check_other_files(out: Path) -> None:

@@ -79,8 +79,8 @@ def choose_groups(affinity: np.ndarray, most: int, allow_alone: bool = False) ->
 
 
 def _best_groups(affinity: np.ndarray, smallest: int, tie: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each set of tasks, as a bit mask: the largest sum of scores over the set in one group that contains it, and
-    that group, also as a bit mask. Both are [2^n]."""
+    """Finds for each set of tasks the largest sum of scores over the set in one group that contains it, and that group.
+    Both are [2^n], with sets and groups as bit masks."""
     count = len(affinity)
     values, groups = np.full(1 << count, -np.inf), np.zeros(1 << count, np.int64)
     for mask in _by_size(mask for mask in range(1, 1 << count) if mask.bit_count() >= smallest):

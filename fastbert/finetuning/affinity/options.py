@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastbert.config import BOOKKEEPING, MACHINE
-from fastbert.errors import UserError
+from fastbert.errors import OptionError, UserError
 from fastbert.finetuning.affinity.groups import MOST_TASKS
 from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.tasks import check_glue_options, check_task, task_names
 from fastbert.hub.folders import check_model_folder
-from fastbert.ranges import Count, Positive, Range, Seed, check_values
+from fastbert.ranges import LARGEST_SEED, Count, Positive, Range, Seed, check_values
 from fastbert.training.options import TrainingMachineOptions
 
 
@@ -37,7 +37,7 @@ class AffinityOptions:
     groups: Count = field(default=2, metadata=BOOKKEEPING)
     """Maximum number of groups. Each task is in at least one group and may be in several."""
     allow_alone: bool = field(default=False, metadata=BOOKKEEPING)
-    """Also consider groups of one task, with an affinity of 0."""
+    """Allow groups of one task, with an affinity of 0."""
     every: Count = 10
     """Interval of the probes in steps."""
     epochs: Count = 1
@@ -50,12 +50,19 @@ class AffinityOptions:
     """Maximum input length in tokens (default: the model's positions)."""
     learning_rate: Positive = 5e-5
     """Peak learning rate, of the steps and of the probes."""
+    train: bool = field(default=False, metadata=BOOKKEEPING)
+    """Compare the chosen groups with the baselines: each task alone, all tasks together, and each task with the largest
+    one. All are fine-tuned for the same number of steps, with several seeds, and scored on dev: comparison.json."""
+    seeds: Count = field(default=3, metadata=BOOKKEEPING)
+    """Number of seeds of the models that --train compares; they begin with --seed."""
     seed: Seed = 0
     """Random seed for the heads' initialization, the order of batches and dropout."""
     machine: TrainingMachineOptions = field(default_factory=TrainingMachineOptions, metadata=MACHINE)
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.seed > (most := LARGEST_SEED - (self.seeds - 1)):
+            raise OptionError(self, "seed", f"must be at most {most:,}, as the other seeds of --train follow it")
 
     def names(self) -> list[str]:
         """Names or YAML files of the tasks."""

@@ -131,4 +131,4 @@ def group_lines(results: dict[str, Any], power: int) -> list[str]:
 
 def _cell(value: float, error: float | None, power: int) -> str:
     spread = "" if error is None else f" ± {error * 10.0**power:.2f}"
-    return f"{value * 10.0**power:.2f}{spread}"
+    return f"{round(value * 10.0**power, 2) + 0.0:.2f}{spread}"  # 0.0 instead of -0.0

@@ -2,7 +2,7 @@
 has the same ones."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fastbert.finetuning.affinity.setup import AffinitySetup
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.stream import StreamBatch
+from fastbert.finetuning.tasks import Task
 from fastbert.randomness import row_keys
 from fastbert.records import COUNT, check
 from fastbert.streams import echo
@@ -48,22 +49,15 @@ _STATE = STATE | {"cost": {"trained": COUNT, "probed": COUNT, "forwards": COUNT,
 
 
 @dataclass
-class ProbedTuner(Tuner):
-    """A training run with a probe before every n-th step.
+class SteppedTuner(Tuner):
+    """A training run of a number of steps, in `PARTS` parts that need not be epochs."""
 
-    Args:
-        setup: with the batches of the probes.
-    """
-
-    setup: AffinitySetup | None = None
-    rates: list[float] = field(default_factory=list)
-    """Learning rate of each probe."""
-    probes: list[Probe] = field(default_factory=list)
-    cost: Cost = field(default_factory=Cost)
+    total: int = 1
+    """Number of steps."""
 
     @property
     def steps(self) -> int:
-        return self.setup.options.steps
+        return self.total
 
     def run(self, interrupts: Interrupts, after_part: Callable[[], object]) -> bool:
         """Trains the remaining steps; returns false if a signal stopped it early.
@@ -84,6 +78,21 @@ class ProbedTuner(Tuner):
             progress.seconds += time.perf_counter() - start
             after_part()
         return interrupts.caught is None
+
+
+@dataclass
+class ProbedTuner(SteppedTuner):
+    """A training run with a probe before every n-th step.
+
+    Args:
+        setup: with the batches of the probes.
+    """
+
+    setup: AffinitySetup | None = None
+    rates: list[float] = field(default_factory=list)
+    """Learning rate of each probe."""
+    probes: list[Probe] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
 
     def train_step(self, batch: StreamBatch) -> None:
         if self.progress.step % self.setup.options.every == 0:
@@ -139,7 +148,7 @@ def train_and_probe(setup: AffinitySetup, folder: Path, interrupts: Interrupts) 
     options = setup.options
     remove_leftovers(folder)
     checkpoint = checkpoint_of(folder, setup)
-    updater = build_updater(setup)
+    updater = build_updater(setup, setup.tasks, options.seed)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in updater.module.parameters())
     needed = 3 * weights * (1 if checkpoint else 2)  # with AdamW's two moments
     check_space(folder, needed, "the checkpoints need", "use a smaller encoder")
@@ -149,7 +158,8 @@ def train_and_probe(setup: AffinitySetup, folder: Path, interrupts: Interrupts) 
     )
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
     with Logbook(folder, options.steps, **resumed) as logbook:
-        tuner = ProbedTuner(updater, setup.stream, setup.tuning, options.seed, logbook, setup=setup)
+        run = (updater, setup.stream, setup.tuning, options.seed, logbook)
+        tuner = ProbedTuner(*run, total=options.steps, setup=setup)
         checkpointer = Checkpointer(folder / CHECKPOINTS, 1, echo)
         if checkpoint is not None:
             tuner.restore(checkpoint)
@@ -176,13 +186,13 @@ def checkpoint_of(folder: Path, setup: AffinitySetup) -> Checkpoint | None:
     return checkpoint
 
 
-def build_updater(setup: AffinitySetup) -> Updater:
-    """Builds the model with a new head for each task, and its optimizer."""
+def build_updater(setup: AffinitySetup, tasks: Sequence[Task], seed: int) -> Updater:
+    """Builds the model with a new head for each of `tasks`, and its optimizer."""
     options = setup.tuning
     model = new_task_model(
         setup.pretrained,
-        {task.name: task.kind for task in setup.tasks},
-        setup.options.seed,
+        {task.name: task.kind for task in tasks},
+        seed,
         dropout=options.dropout,
         attention_dropout=options.attention_dropout,
         kernels=options.machine.kernels,

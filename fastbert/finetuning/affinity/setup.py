@@ -10,10 +10,11 @@ from fastbert import config as configuration
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.finetuning.affinity.options import AffinityOptions, check_number_of_groups
+from fastbert.finetuning.batches import EncodedSplit
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_encoder
-from fastbert.finetuning.scoring import encode_inputs
+from fastbert.finetuning.scoring import Inputs, encode_inputs
 from fastbert.finetuning.setup import fingerprint_of_weights
 from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
 from fastbert.finetuning.tasks import Task, is_glue, open_task
@@ -50,13 +51,17 @@ class AffinitySetup:
     """Everything that the training needs."""
 
     options: AffinityOptions
-    """With length and steps resolved."""
+    """Options with length and steps resolved."""
     tasks: list[Task]
     """Sorted by name."""
     pretrained: Pretrained
     vocabulary: WordPiece
     train: list[list[Example]]
     """Training examples of each task."""
+    dev: dict[str, dict[str, Inputs]]
+    """Task -> dev split -> its examples; empty without --train."""
+    orders: dict[str, tuple[EncodedSplit, ...]]
+    """Task -> its training split."""
     stream: AllTasksStream
     """Batches of the training."""
     probe_parts: list[SingleTaskStream]
@@ -134,11 +139,25 @@ def prepare_affinity(requested: AffinityOptions) -> AffinitySetup:
     # Each stream holds the order of its newest epoch, so training and probes have streams of their own.
     parts, probe_parts = ([SingleTaskStream(name, each, *settings) for name, each in orders.items()] for _ in range(2))
     stream = AllTasksStream(parts, requested.seed)
+    dev = {task.name: dev_of(task, vocabulary, length) for task in tasks} if requested.train else {}
     options = replace(requested, max_length=length, steps=requested.steps or requested.epochs * stream.batches)
     warnings = [*([warning] if warning else []), *(line for task in tasks for line in task.warnings)]
     return AffinitySetup(
-        options, tasks, pretrained, vocabulary, train, stream, probe_parts, device, precision, warnings
+        options, tasks, pretrained, vocabulary, train, dev, orders, stream, probe_parts, device, precision, warnings
     )
+
+
+def dev_of(task: Task, vocabulary: WordPiece, length: int) -> dict[str, Inputs]:
+    """The dev splits of a task.
+
+    Raises:
+        UserError: a metric is not defined on one of them.
+    """
+    record = TaskRecord(task.name, task.kind, task.is_pair, False, length, 0, {})
+    found = {split: encode_inputs(task.examples(split), vocabulary, record) for split in task.dev_splits}
+    for inputs in found.values():
+        task.check_scorable(inputs.labels)
+    return found
 
 
 def open_tasks(requested: AffinityOptions) -> list[Task]:
@@ -156,6 +175,10 @@ def open_tasks(requested: AffinityOptions) -> list[Task]:
             raise UserError(
                 f"the task {task.name} has no train split, so there are no steps on it; add train to its YAML file, "
                 "or leave the task out"
+            )
+        if requested.train and not task.dev_splits:
+            raise UserError(
+                f"the task {task.name} has no dev split, which --train needs; add one, or leave out --train"
             )
         tasks[task.name] = task
     check_number_of_groups(requested, len(tasks))
