@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.finetuning.affinity.probe import loss_part, probe
 from fastbert.finetuning.batches import encode
 from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.kinds.multi_label import MultiLabel
 from fastbert.finetuning.kinds.number import Number
+from fastbert.finetuning.kinds.tokens import Tokens
 from fastbert.finetuning.loop import Tuner, build_scaled_optimizer
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.options import FinetuneOptions
@@ -148,7 +151,17 @@ def test_a_probe_changes_nothing(model, batches) -> None:
 
 
 def test_the_losses_are_those_of_the_training(model, batches) -> None:
-    """Of the next step, with its masks."""
+    """Those of the next step, with its masks, for every kind of task."""
+    tags, topics = Tokens(("N", "V")), MultiLabel(("x", "y"))
+    texts = [" ".join(FILLERS[n : n + 4]) for n in range(3)]
+    ranges = [tuple((m.start(), m.end()) for m in re.finditer(r"\w+", text)) for text in texts]
+    tagged = [Example(n, texts[n], None, (0, 1, 1, n % 2), ranges[n]) for n in range(3)]
+    labelled = [Example(n, texts[n], None, ((0,), (), (0, 1))[n]) for n in range(3)]
+    more = {"tags": (tags, tagged), "topics": (topics, labelled)}
+    model = TaskModel(model.encoder.config, TASKS | {name: kind for name, (kind, _) in more.items()})
+    initialize(model, 0, 0.1)
+    for name, (kind, examples) in more.items():
+        batches = [*batches, batch_of(kind.encode(examples, WordPiece(WORDS), 30), np.array([2, 0, 1]), name)]
     for step, batch in enumerate(batches):
         tuner = tuner_of(copy.deepcopy(model))
         tuner.progress.step, tuner._lagged = step, LaggedScalars()
