@@ -1,6 +1,8 @@
 """Registries of variants by name and import path, so that an unknown name is refused before torch is imported."""
 
+import gc
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -54,6 +56,18 @@ class Registry(Mapping[str, Any]):
 
 
 def imported(path: str) -> Any:
-    """The attribute at "module:attribute"."""
+    """The attribute at "module:attribute".
+
+    A first import is done without garbage collection: torch and its companions create half a million objects that stay,
+    and to look through them again and again takes a sixth of the time (docs/lab-notes.md). They are not looked through
+    later either, when a collection would stop a training step for a quarter of a second.
+    """
     module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    if module in sys.modules or not gc.isenabled():
+        return getattr(importlib.import_module(module), attribute)
+    gc.disable()
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -127,7 +127,7 @@ def launch(
         grace: seconds between SIGTERM and SIGKILL.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *IMPORTED])
+    context.set_forkserver_preload([*IMPORTED, __name__])
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     outputs = [folder / f"rank-{rank}.txt" for rank in range(size)]
     for output in outputs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 IMPORTED = (
+    "tests.collector",
     "fastbert.objectives.electra",
     "fastbert.training.parallel",
     "matplotlib.backends.backend_agg",

@@ -34,7 +34,7 @@ def machine(prepared, tmp_path) -> Path:
     """A folder as the YAML file wants it: data, GLUE, SNLI."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "wiki").symlink_to(prepared)
-    make_glue(tmp_path / "glue", ("cola", "sst2"))
+    make_glue(tmp_path / "glue", ("cola",))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     labels = ("entailment", "neutral", "contradiction")
     rows = [{"sentence1": f"a {n}", "sentence2": f"b {n % 7}", "label": labels[n % 3]} for n in range(60)]
@@ -66,19 +66,19 @@ def test_two_parts_on_two_machines(machine) -> None:
     assert first.returncode == 0 and "the time of this part is over; the same command continues" in printed, printed
     before = {row["id"]: row for row in read_rows(machine / "one")}
     variants = list(yaml.safe_load(CONFIG.read_text())["variants"])
-    assert len(variants) == 8 and 12 <= len(before) < 64
+    assert len(variants) == 8 and 12 <= len(before) < 48
     assert "more jobs did not run" in (machine / "one" / "report.md").read_text()
 
     (machine / "runs").rename(machine / "lost")
     second = start(machine, "two", "--previous", "one")
     printed = second.communicate(timeout=400)[1]
     assert second.returncode == 0, printed
-    assert "64 jobs: 8 pretrainings, 8 annealings, 48 fine-tunings" in printed
+    assert "48 jobs: 8 pretrainings, 8 annealings, 32 fine-tunings" in printed
     rows = read_rows(machine / "two")
-    assert len(rows) == 64 and {row["status"] for row in rows} == {"done"}
+    assert len(rows) == 48 and {row["status"] for row in rows} == {"done"}
     assert {row["model"] for row in rows} == set(variants)
     tuned = [row for row in rows if row["kind"] == "finetune"]
-    assert {row["task"] for row in tuned} == {"cola", "sst2", "snli"}
+    assert {row["task"] for row in tuned} == {"cola", "snli"}
     same = [row["id"] for row in rows if row == before.get(row["id"])]
     assert {row["id"] for row in tuned} & before.keys() <= set(same)
     # Trained again, a training comes to the same losses.

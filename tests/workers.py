@@ -13,7 +13,7 @@ from tests.ranks import IMPORTED
 
 MODULE = "fastbert.studies.engine.worker"
 IMPORTED_BY_WORKERS = (
-    *(MODULE, *IMPORTED),
+    *(*IMPORTED, MODULE),
     "fastbert.finetuning.seed",
     "fastbert.studies.ablate.pretrain_jobs",
     "fastbert.studies.shared.evaluate_jobs",

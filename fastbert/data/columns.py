@@ -18,11 +18,13 @@ class Columns:
     """Replace integers with the names that the features of `datasets` define, and -1 by a missing label."""
     lists: bool = False
     """Texts may be lists of texts."""
+    others: tuple[str, ...] = ()
+    """Columns of any type, whose cells follow that of the label."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """All columns, in the order of a row's cells."""
-        return self.texts if self.label is None else (*self.texts, self.label)
+        return (*self.texts, *(() if self.label is None else (self.label,)), *self.others)
 
     def check(self, found: Sequence[str], where: str, hint: str = "") -> None:
         """Raises a UserError that lists the columns `found` if a column is missing or occurs twice.

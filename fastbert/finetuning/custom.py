@@ -12,6 +12,7 @@ from fastbert.data.tables import check_table, read_rows
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.rows import Row, make_row
+from fastbert.finetuning.soft_labels import add_soft_label
 from fastbert.finetuning.word_rows import check_word_file, is_conll, word_columns, word_rows
 from fastbert.inputs import open_input, refuse_slash
 from fastbert.ranges import check_values
@@ -45,6 +46,13 @@ class CustomTaskOptions:
     or a text with ; between the labels, as in CSV and TSV; an empty cell is an empty list. With kind tokens, a column
     of lists of tags or spans (usually tags or spans); in CoNLL files the number or name of the tag column (usually the
     last, upos)."""
+    soft: str | None = None
+    """Column of soft labels, which train uses instead of the labels, whose column may then be missing in train: a list
+    with the probability of each label in the order of `labels`, or an object label -> probability (missing labels have
+    0); for kind number a number. In CSV and TSV, cells are JSON. Dev and test need no such column."""
+    weight: str | None = None
+    """Column of the weights of the training examples in the loss, 0 or more; they are divided by their mean. Dev and
+    test need no such column."""
     kind: str = choice("classes", KINDS, "kind of labels")
     """Kind of labels: for each text, one of several classes, a number, or any number of labels (multi-label); for each
     word, a tag (tokens)."""
@@ -85,6 +93,21 @@ class CustomTaskOptions:
                 raise UserError(f"text and {name} are both the column {column!r}; name two columns")
         if self.pair is not None and self.pair == label:
             raise UserError(f"pair and label are both the column {self.pair!r}; name two columns")
+        self.check_soft({"text": text, "pair": self.pair, "label": label})
+
+    def check_soft(self, others: dict[str, str | None]) -> None:
+        """Checks the columns of soft labels and weights; `others` are the columns of the other options."""
+        for name in ("soft", "weight"):
+            column = getattr(self, name)
+            if column is None:
+                continue
+            if KINDS[self.kind].labels_words or (name == "soft" and self.kind == "multi-label"):
+                raise UserError(f"{name} does not fit kind {self.kind}; drop it")
+            if used_by := [other for other, used in others.items() if used == column]:
+                raise UserError(f"{name} and {used_by[0]} are both the column {column!r}; name two columns")
+            others = others | {name: column}
+        if self.soft is not None and KINDS[self.kind].min_labels and self.labels is None:
+            raise UserError("soft needs labels: the names of the labels in the order of the probabilities")
 
 
 class CustomSource:
@@ -105,15 +128,17 @@ class CustomSource:
             raise UserError("a custom task needs files: name train and dev (and test, if there is one)")
 
     def columns(self, split: str) -> Columns:
-        """The columns of a split; in test the label column may be missing."""
+        """The columns of a split; the label column may be missing in test, and in train with soft labels."""
         options = self.options
         text = options.text or TEXT
+        others = tuple(name for name in (options.soft, options.weight) if name is not None and split == "train")
         return Columns(
             (text,) if options.pair is None else (text, options.pair),
             options.label or LABEL,
-            label_may_lack=split == "test",
+            label_may_lack=split == "test" or (split == "train" and options.soft is not None),
             remedy="choose the columns with text, pair and label (--custom.text, ...)",
             class_names=True,
+            others=others,
         )
 
     def rows(self, split: str, warnings: list[str]) -> Iterator[Row]:
@@ -128,8 +153,10 @@ class CustomSource:
             yield from word_rows(self.paths[split], options.text, options.label, may_lack_labels=split == "test")
             return
         columns = self.columns(split)
+        end = len(columns.names) - len(columns.others)
         for _, where, values in read_rows(self.paths[split], columns):
-            yield make_row(where, columns.texts, values)
+            row = make_row(where, columns.texts, values[:end])
+            yield add_soft_label(row, options.soft, options.weight, values[end:]) if columns.others else row
 
     def check_rows(self, split: str) -> None:
         """Reads the first row of a split.

@@ -4,8 +4,8 @@ out/config.yaml         all options
 out/manifest.json       definition of the experiment: options, model, data
 out/results.json        metrics of every seed at its best and last epoch, and their summary
 out/learning_curve.png  for several fractions
-out/seed-0/             config.yaml, metrics.jsonl, events.out.tfevents.*, errors.jsonl, model/, result.json (written
-                        last); until then checkpoints/, from which the same command continues
+out/seed-0/             config.yaml, metrics.jsonl, events.out.tfevents.*, errors.jsonl, dev_scores.safetensors, model/,
+                        result.json (written last); until then checkpoints/, from which the same command continues
 out/fraction-0.1/seed-0/    the same for a fraction below 1
 """
 
@@ -62,7 +62,7 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
                 world.first_decides(partial(remove_checkpoints, folder))
                 results[fraction].append(result)
         if world.first:
-            write_results(setup.options, setup.task, setup.precision, out, results)
+            write_results(setup.options, setup.task, setup.precision, out, results, setup.labels)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Options of `fastbert finetune`, `predict` and `submit`, and defaults for each task from the papers."""
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from fastbert.finetuning.glue import GLUE, check_glue_folder
 from fastbert.finetuning.tasks import Task, check_glue_options, check_task, task_names
 from fastbert.hub.folders import check_model_folder
 from fastbert.inputs import check_folder, open_input, refuse_slash
+from fastbert.lists import paths
 from fastbert.ranges import LARGEST_SEED, Count, Natural, NotNegative, Part, Positive, Range, Rate, Seed, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 
@@ -187,12 +189,16 @@ class PredictOptions:
     """Predict labels and probabilities with a fine-tuned model, one JSON object per line."""
 
     model: str
-    """A fine-tuned model: the folder of a seed of `fastbert finetune`, or the model/ in it. For an --out with several
-    seeds, the mean of their probabilities (or numbers) is used; a threshold of a multi-label task is the mean of the
-    seeds' thresholds."""
+    """A fine-tuned model: the folder of a seed of `fastbert finetune`, or the model/ in it; or an ensemble: an --out
+    with several seeds, or several of these, separated by commas. Its prediction is the mean of the models'
+    probabilities (or numbers), with equal weights; a threshold of a multi-label task is the mean of the models'
+    thresholds. The models may have different encoders, tokenizers and lengths, but must predict the same labels."""
     out: str = "-"
     """JSONL file to write, or - for standard output. With kind tokens, a file named .conll, .bio, .iob or .iob2 gets
     CoNLL columns."""
+    with_text: bool = False
+    """Write the text (and pair) of each example into its line as well and, of a --split with labels, the label as
+    `expected`: a file that a custom task can train on, with the probabilities as soft labels."""
     task: str | None = None
     """A GLUE task or the YAML file of a custom task; its --split is predicted. Give this or --source."""
     split: str | None = None
@@ -222,7 +228,8 @@ class PredictOptions:
         Raises:
             UserError: one of them does not exist.
         """
-        check_model_folder(self.model, one=False)
+        for model in self.models():
+            check_model_folder(model, one=False)
         if self.task is not None:
             check_task(self.task, self.custom)
             check_glue_folder(self.glue_dir)
@@ -230,6 +237,14 @@ class PredictOptions:
         else:
             refuse_slash(self.source)
             check_custom_file(Path(self.source), None)
+
+    def models(self) -> list[str]:
+        """The folders in `model`.
+
+        Raises:
+            UserError: a name before or after a comma is missing.
+        """
+        return paths(self.model, os.path.isdir) or [self.model]
 
 
 @dataclass(frozen=True)

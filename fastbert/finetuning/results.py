@@ -7,6 +7,7 @@ from typing import Any
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
+from fastbert.finetuning.dev_ensemble import Labels, ensemble_figures
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.saved import fine_tuned_folder
 from fastbert.finetuning.tasks import Task
@@ -26,23 +27,35 @@ STATISTICS = ("median", "mean", "std", "max")
 _SUMMARY = {str: {str: dict.fromkeys(STATISTICS, _NUMBER)}}
 RESULTS = {
     **{"task": str, "metrics": [str], "precision?": str},
-    "fractions": [{"fraction": float, "seeds": [{"seed": COUNT, "best": EPOCH}], "summary?": {"best": _SUMMARY}}],
+    "fractions": [
+        {
+            **{"fraction": float, "seeds": [{"seed": COUNT, "best": EPOCH}], "summary?": {"best": _SUMMARY}},
+            "ensemble?": ({str: {str: _NUMBER}}, type(None)),
+        }
+    ],
 }
 
 
 def write_results(
-    options: FinetuneOptions, task: Task, precision: str, out: Path, results: dict[float, list[dict[str, Any]]]
+    options: FinetuneOptions,
+    task: Task,
+    precision: str,
+    out: Path,
+    results: dict[float, list[dict[str, Any]]],
+    labels: Labels,
 ) -> None:
     """Writes results.json and the learning curve, and prints the table.
 
     Args:
         results: fraction of the training split -> results of the seeds.
+        labels: of the dev splits, for the ensemble of the seeds.
     """
     fractions = [
         {
             "fraction": fraction,
             "train_examples": seeds[0]["train_examples"],
             "summary": {epoch: summary([seed[epoch]["dev"] for seed in seeds]) for epoch in ("best", "last")},
+            "ensemble": ensemble_figures(task, labels, [seed_folder(out, fraction, seed["seed"]) for seed in seeds]),
             "seeds": seeds,
         }
         for fraction, seeds in results.items()
@@ -63,11 +76,15 @@ def write_results(
     write_results_page(out, record, metrics, options)
     plural = "s" if options.seeds > 1 else ""
     lines = [f"{task.name}, {options.start}: dev at the best epoch, over {options.seeds} seed{plural}"]
-    lines.append(f"  {'train':>8}  {'split':<14} {'metric':<18} {'median':>8} {'mean':>8} {'std':>8} {'max':>8}")
+    several = options.seeds > 1
+    columns = " ".join(f"{name:>8}" for name in (*STATISTICS, *(["ensemble"] if several else [])))
+    lines.append(f"  {'train':>8}  {'split':<14} {'metric':<18} {columns}")
     for part in fractions:
         for split, metrics in part["summary"]["best"].items():
             for name in task.metrics:
-                cells = " ".join(cell(metrics[name][key]) for key in STATISTICS)
+                values = [metrics[name][key] for key in STATISTICS]
+                values += [part["ensemble"] and part["ensemble"][split][name]] if several else []
+                cells = " ".join(map(cell, values))
                 lines.append(f"  {part['train_examples']:>8}  {split:<14} {name:<18} {cells}")
     lines += fitted_lines(fractions[-1]["seeds"])
     lines += label_table(fractions[-1]["seeds"])

@@ -22,6 +22,9 @@ class Row(NamedTuple):
     """Character range of each word, if words have labels."""
     lines: tuple[int, ...] | None = None
     """Line number of each word in a file with one word per line."""
+    soft: Any = None
+    """Soft label as in the file: a list, an object, a number, or one of these as JSON text; None if there is none."""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Example:
     words: tuple[tuple[int, int], ...] | None = None
     """Character range of each word, if words have labels."""
     soft_label: tuple[float, ...] | float | None = None
-    """The ideal value of the scores, such as the probability of each class, trained on instead of `label`."""
+    """The ideal value of the scores, trained on instead of `label`: the probabilities of the classes in id order, or a
+    number."""
     weight: float = 1.0
     """Weight in the training loss, 0 or more. They are divided by their mean over the split."""
 

@@ -12,6 +12,7 @@ import torch
 from fastbert.errors import UserError
 from fastbert.files import disk_errors, remove, remove_leftovers
 from fastbert.finetuning.batches import subset
+from fastbert.finetuning.dev_ensemble import write_dev_scores
 from fastbert.finetuning.dev_scores import dev_figures, selection_value, write_errors
 from fastbert.finetuning.folder import write_options
 from fastbert.finetuning.kinds.kind import TaskKind
@@ -217,9 +218,10 @@ class Epochs:
         return self.setup.task.kind.fitted(np.concatenate([*self.best_scores.values()]), labels)
 
     def finish(self, train: Inputs) -> dict[str, Any]:
-        """Writes the examples with the highest loss and the result, and returns it."""
+        """Writes the scores on dev, the examples with the highest loss, and the result, which is returned."""
         task, path = replace(self.setup.task, kind=self.fitted()), self.folder / "errors.jsonl"
         write_errors(path, task, self.setup.dev, self.best_scores, self.setup.options.worst)
+        write_dev_scores(self.folder, self.best_scores)
         result = self.result(train)
         write_sealed(self.folder / "result.json", result)
         return result

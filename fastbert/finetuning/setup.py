@@ -43,6 +43,11 @@ class FinetuneSetup:
     world: World = ONE_PROCESS
 
     @property
+    def labels(self) -> dict[str, list[Any]]:
+        """Dev split -> the label of each example."""
+        return {split: inputs.labels for split, inputs in self.dev.items()}
+
+    @property
     def machine(self) -> str:
         """Devices and precision, such as "cpu fp32" or "4 x cuda bf16"."""
         several = self.world.size > 1
@@ -94,8 +99,14 @@ def prepare_finetuning(requested: FinetuneOptions, world: World = ONE_PROCESS) -
     dev = {split: encode_inputs(task.examples(split), vocabulary, record) for split in task.dev_splits}
     for inputs in dev.values():
         task.check_scorable([example.label for example in inputs.examples])
-    for fraction in options.fractions():  # refuses a warm-up longer than the training
-        learning_rate_factor(options.schedule, 0, options.steps(len(subset(len(train), fraction))))
+    for fraction in options.fractions():
+        rows = subset(len(train), fraction)
+        if not any(train[row].weight for row in rows):
+            raise UserError(
+                f"the task {task.name}: all weights of the {len(rows)} training examples are 0; give examples to learn "
+                "from a weight above 0"
+            )
+        learning_rate_factor(options.schedule, 0, options.steps(len(rows)))  # refuses a warm-up that is too long
     warnings = [*([warning] if warning else []), *task.warnings]
     if len(vocabulary.tokens) < pretrained.config.vocab_size:
         warnings.append(
@@ -115,11 +126,21 @@ def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
         "tokenizer": setup.vocabulary.fingerprint[:8],
         "data": configuration.digest(
             {
-                split: [[e.text, e.pair, e.label, *([] if e.words is None else [e.words])] for e in examples]
+                split: [identity(example) for example in examples]
                 for split, examples in (("train", setup.train), *((s, i.examples) for s, i in setup.dev.items()))
             }
         ),
     }
+
+
+def identity(example: Example) -> list[Any]:
+    """Everything in an example that training depends on. Values that most tasks do not have are left out."""
+    soft = example.soft_label is not None or example.weight != 1.0
+    return [
+        *(example.text, example.pair, example.label),
+        *([] if example.words is None else [example.words]),
+        *([example.soft_label, example.weight] if soft else []),
+    ]
 
 
 def fingerprint_of_weights(pretrained: Pretrained, parts: tuple[str, ...] = ("encoder.",)) -> str:

@@ -5,6 +5,7 @@ out/<task>/       the output for one task, see finetune.py
 out/glue.md       the table
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastbert.finetuning.folder import check_results_folder, write_options
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
 from fastbert.finetuning.setup import describe_finetuning, open_encoder, prepare_finetuning
-from fastbert.finetuning.table import Summary, glue_lines, glue_table
+from fastbert.finetuning.table import Summary, glue_lines, glue_table, with_ensembles
 from fastbert.finetuning.tasks import is_glue, open_task, task_names
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
@@ -118,12 +119,15 @@ def check_tasks(requested: FinetuneOptions, names: list[str]) -> list[FinetuneOp
     return list(parts.values())
 
 
-def table_rows(model: str, folders: list[Path]) -> dict[str, dict[str, Summary]]:
-    """Rows of the table from the results in `folders`: one for each fraction of the training splits."""
+def table_rows(model: str, folders: list[Path]) -> dict[str, Mapping[str, Summary]]:
+    """Rows of the table from the results in `folders`: one for each fraction of the training splits, and one for its
+    ensemble of seeds."""
     rows: dict[str, dict[str, Summary]] = {}
+    ensembles: dict[str, dict[str, Any]] = {}
     for folder in folders:
         results = read_results(folder)
         for part in results["fractions"]:
-            suffix = "" if part["fraction"] == 1.0 else f", {100 * part['fraction']:g} % of train"
-            rows.setdefault(model + suffix, {})[results["task"]] = part["summary"]["best"]
-    return rows
+            name = model + ("" if part["fraction"] == 1.0 else f", {100 * part['fraction']:g} % of train")
+            rows.setdefault(name, {})[results["task"]] = part["summary"]["best"]
+            ensembles.setdefault(name, {})[results["task"]] = part.get("ensemble")
+    return with_ensembles(rows, ensembles)

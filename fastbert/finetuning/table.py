@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastbert.finetuning.glue import GLUE
 
@@ -85,6 +86,29 @@ def glue_cells(
             ]
         )
     return head, lines, _legend(columns, shared, others, seeds)
+
+
+def with_ensembles(
+    rows: Mapping[str, Mapping[str, Summary]], ensembles: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Summary]]:
+    """Rows of `glue_cells` with one more below each model: the ensemble of its seeds, where every task has one.
+
+    Args:
+        ensembles: name of a model in `rows` -> task -> dev split -> metrics of the ensemble; None for a task without.
+    """
+    found: dict[str, Mapping[str, Summary]] = {}
+    for model, tasks in rows.items():
+        found[model] = tasks
+        its = {task: dev for task, dev in ensembles[model].items() if dev is not None}
+        if its.keys() == tasks.keys():
+            found[f"{model}, ensemble of the seeds"] = {
+                task: {
+                    split: {name: {"median": value, "std": None} for name, value in metrics.items()}
+                    for split, metrics in dev.items()
+                }
+                for task, dev in its.items()
+            }
+    return found
 
 
 def _figures(task: str, summary: Summary) -> list[tuple[float, float | None]]:

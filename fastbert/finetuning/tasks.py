@@ -60,10 +60,12 @@ class Task:
         warnings: list[str] = []
         examples = []
         for row in self.source.rows(split, warnings):
-            label = self.kind.read(row)
+            label, soft_label = self.kind.read(row), self.kind.read_soft(row)
+            if label is None and soft_label is not None:
+                label = self.kind.harden(soft_label)
             if label is None and labelled:
                 raise UserError(f"{row.where} has no label; {split} needs one in every row{self.kind.missing_hint}")
-            examples.append(Example(len(examples), row.text, row.pair, label, row.words))
+            examples.append(Example(len(examples), row.text, row.pair, label, row.words, soft_label, row.weight))
         if not examples:
             raise UserError(f"{self.splits[split]} holds no example; give a file with rows")
         self.warnings.extend(warning for warning in warnings if warning not in self.warnings)

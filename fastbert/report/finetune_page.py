@@ -33,7 +33,8 @@ def write_results_page(out: Path, results: Mapping[str, Any], metrics: Mapping[i
         results_table(results).html(),
         paragraph(
             f"Model `{results['model']}`. Metrics on dev at the best epoch, over the seeds; std is the sample standard "
-            "deviation. `last epoch` is the median without the selection of an epoch, which uses the same dev split."
+            "deviation. `last epoch` is the median without the selection of an epoch, which uses the same dev split. "
+            "`ensemble` is the mean of the scores of all seeds, each at its best epoch, as one prediction."
         ),
         heading("Epochs"),
         _curves(results["metrics"][0], metrics),
@@ -50,12 +51,14 @@ def results_table(results: Mapping[str, Any]) -> Table:
     """A row for each fraction of the training split, dev split and metric."""
     rows = []
     for part in results["fractions"]:
-        best, last = part["summary"]["best"], part["summary"]["last"]
+        best, last, ensemble = part["summary"]["best"], part["summary"]["last"], part["ensemble"]
         for split, metrics in best.items():
             for name in results["metrics"]:
-                values = [_text(metrics[name][key]) for key in ("median", "mean", "std", "max")]
-                rows.append([f"{part['train_examples']:,}", split, name, *values, _text(last[split][name]["median"])])
-    return Table(["training examples", "split", "metric", "median", "mean", "std", "max", "last epoch"], rows)
+                values = [metrics[name][key] for key in ("median", "mean", "std", "max")]
+                values += [ensemble and ensemble[split][name], last[split][name]["median"]]
+                rows.append([f"{part['train_examples']:,}", split, name, *map(_text, values)])
+    head = ["training examples", "split", "metric", "median", "mean", "std", "max", "ensemble", "last epoch"]
+    return Table(head, rows)
 
 
 def seeds_table(results: Mapping[str, Any]) -> Table:

@@ -58,7 +58,7 @@ def test_an_epoch_that_is_not_finite_is_never_the_best(bert, small, tmp_path, ca
     assert part["summary"]["last"]["dev"]["accuracy"]["median"] is None
     assert part["summary"]["best"]["dev"]["accuracy"]["median"] is not None
     row = {"model": "m", "task": "t", "metrics": ["accuracy"], "learning_rate": 1e-3, "batch_size": 16, "epochs": 3}
-    table = scores_table(Comparison([first | row], ["m"], ["t"]))
+    table = scores_table(Comparison([first | row], ["m"], ["t"]), {})
     assert dict(zip(table.head, table.rows[0], strict=True))["last epoch"] == "–"
 
 

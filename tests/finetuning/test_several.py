@@ -41,7 +41,9 @@ def test_each_task_is_trained_as_if_alone_and_a_table_ends_the_call(bert, glue, 
     values = [seed["best"]["dev"]["dev"]["accuracy"] for seed in part["seeds"]]
     assert found[str(bert)][1] == f"{100 * statistics.median(values):.1f} ± {100 * statistics.stdev(values):.1f}"
     assert "median over 2 seeds" in table
-    assert [line.split()[1:] for line in printed.splitlines() if line[:4] == "RTE "] == [found[str(bert)][1].split()]
+    assert found[f"{bert}, ensemble of the seeds"][1] == f"{100 * part['ensemble']['dev']['accuracy']:.1f}"
+    cells = [*found[str(bert)][1].split(), found[f"{bert}, ensemble of the seeds"][1]]
+    assert [line.split()[1:] for line in printed.splitlines() if line[:4] == "RTE "] == [cells]
     # --symmetric reaches the task it fits and no other.
     assert finetune(bert, "rte", tmp_path / "rte", *glue, "--seeds", "2") == 0
     assert finetune(bert, "mrpc", tmp_path / "mrpc", *glue, "--seeds", "2", "--symmetric") == 0

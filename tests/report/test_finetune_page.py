@@ -25,13 +25,15 @@ def seed_result(seed: int, best: float, last: float | None) -> dict:
 def results() -> dict:
     seeds = [seed_result(0, 0.5, 0.25), seed_result(1, 0.75, None)]
     parts = {epoch: summary([seed[epoch]["dev"] for seed in seeds]) for epoch in ("best", "last")}
-    part = {"fraction": 1.0, "train_examples": 100, "summary": parts, "seeds": seeds}
+    part = {"fraction": 1.0, "train_examples": 100, "summary": parts, "ensemble": None, "seeds": seeds}
     return {"task": HOSTILE_NAME, "model": "runs/a", "metrics": ["accuracy"], "fractions": [part]}
 
 
 def test_tables(results: dict) -> None:
-    row = ["100", "dev", "accuracy", "0.6250", "0.6250", "0.1768", "0.7500", "–"]  # a last epoch was not finite
+    row = ["100", "dev", "accuracy", "0.6250", "0.6250", "0.1768", "0.7500", "–", "–"]  # a last epoch was not finite
     assert results_table(results).rows == [row]
+    results["fractions"][0]["ensemble"] = {"dev": {"accuracy": 0.875}}
+    assert results_table(results).rows == [[*row[:-2], "0.8750", "–"]]
     assert seeds_table(results).rows == [["0", "100", "2", "0.5000"], ["1", "100", "2", "0.7500"]]
 
 
@@ -48,7 +50,7 @@ def test_the_page(results: dict, tmp_path: Path, capsys) -> None:
         paths[seed].write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = SimpleNamespace(name=HOSTILE_NAME, metrics=("accuracy",))
     seeds = [seed | {"truncated": {"train": 0}} for seed in results["fractions"][0]["seeds"]]
-    write_results(FinetuneOptions(model="runs/a", task="rte", seeds=2), task, "fp32", tmp_path, {1.0: seeds})
+    write_results(FinetuneOptions(model="runs/a", task="rte", seeds=2), task, "fp32", tmp_path, {1.0: seeds}, {})
     assert f"  {tmp_path / 'report.html'}\n" in capsys.readouterr().out
     text = (tmp_path / "report.html").read_text()
     page = Texts(text)

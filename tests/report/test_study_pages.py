@@ -38,6 +38,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
         ZeroShotResults(dict.fromkeys(NAMES, PAIRS), dict.fromkeys(NAMES, PLL), dict.fromkeys(NAMES, "0")),
         [],
         36,
+        {},
     )
     curves = {
         name: {

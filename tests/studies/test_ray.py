@@ -6,12 +6,14 @@ import json
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
 
 from fastbert.cli import main
 from fastbert.errors import UserError
+from fastbert.finetuning.dev_ensemble import SCORES
 from fastbert.ray_cluster import check_answers
 from tests.studies.conftest import read_rows, without_times, write_pairs, write_sweep
 
@@ -33,7 +35,9 @@ def test_ray_gives_what_processes_give(axes, finished, tmp_path, capsys, monkeyp
     assert len(failed) == 2 and all("not finite" in row["reason"] and row["log"] for row in failed)
     for row in rows:
         assert "step" in (out / "jobs" / row["id"] / "log.txt").read_text()
-    assert (out / "jobs" / done[0]["id"] / "run" / "seed-0" / "metrics.jsonl").is_file()
+    seed = Path("jobs") / done[0]["id"] / "run" / "seed-0"
+    assert (out / seed / "metrics.jsonl").is_file()
+    assert (out / seed / SCORES).read_bytes() == (finished / seed / SCORES).read_bytes()
     assert "2 of 4 done, 0 running, 2 failed, 0 left" in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,8 @@ from fastbert.report.page import Table
 from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.shared.plots import plot_differences, write_plot
 from fastbert.studies.shared.report import ReportPage
-from fastbert.studies.sweep.sweep_report import printed_scores, write_sweep_report
+from fastbert.studies.sweep import sweep_report
+from fastbert.studies.sweep.sweep_report import Ensembles, printed_scores, write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults
 from tests.studies.test_comparison import row, rows_of
 
@@ -43,11 +45,17 @@ class Page(HTMLParser):
 
 
 def write(
-    folder: Path, comparison: Comparison, failed: list, total: int, zero_shot: ZeroShotResults | None = None
+    folder: Path,
+    comparison: Comparison,
+    failed: list,
+    total: int,
+    zero_shot: ZeroShotResults | None = None,
+    ensembles: Ensembles | None = None,
 ) -> str:
     """report.md of a sweep."""
     report = ReportPage("Sweep glue", folder)
-    write_sweep_report(report, [], comparison, zero_shot or ZeroShotResults({}, {}, {}), failed, total)
+    zero_shot = zero_shot or ZeroShotResults({}, {}, {})
+    write_sweep_report(report, [], comparison, zero_shot, failed, total, ensembles or {})
     report.write({"machine": "one"})
     return (folder / "report.md").read_text()
 
@@ -82,12 +90,16 @@ def comparison() -> Comparison:
 
 
 def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
-    lines = write(tmp_path, comparison, [], 18).splitlines()
+    ensembles = {("first", "cola"): None, ("other", "cola"): {"dev": {"matthews": 0.535}}}
+    lines = write(tmp_path, comparison, [], 18, ensembles=ensembles).splitlines()
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line.startswith("|")]
-    scores = {(c[0], c[2]): c[3:] for c in cells if len(c) == 12}
-    #                                  train  setting      tried seeds median   mean      std     max      last
-    assert scores["cola", "first"] == ["100", "1e-05, 16, 3", "2", "3", "-11.00", "-11.00", "1.00", "-10.00", "-21.00"]
-    assert scores["cola", "other"] == ["100", "2e-05, 16, 3", "2", "3", "51.00", "51.00", "1.00", "52.00", "41.00"]
+    scores = {(c[0], c[2]): c[3:] for c in cells if len(c) == 13}
+    #                                         train  setting       tried seeds
+    assert scores["cola", "first"][:4] == ["100", "1e-05, 16, 3", "2", "3"]
+    #                                          median    mean      std     max      ensemble last
+    assert scores["cola", "first"][4:] == ["-11.00", "-11.00", "1.00", "-10.00", "–", "-21.00"]
+    assert scores["cola", "other"][4:] == ["51.00", "51.00", "1.00", "52.00", "53.50", "41.00"]
+    assert ["other, ensemble of the seeds", "53.5", "53.5"] in cells and "first, ensemble of the seeds" not in cells
     head = next(c for c in cells if "verdict" in c)
     compared = {c[0]: c[1:] for c in cells if len(c) == 10}
     assert compared["own"][head.index("verdict") - 1] == "undecided"
@@ -97,7 +109,7 @@ def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
     assert compared["cola"][7:] == ["0.250", "0.500"]
     text = " ".join(lines)
     limit = "with 3 seeds it cannot be less than 0.25 (0.5 adjusted over 2)"
-    assert limit in text and limit in printed_scores(comparison).replace("\n", " ") and "Trials are equal" in text
+    assert limit in text and limit in printed_scores(comparison, {}).replace("\n", " ") and "Trials are equal" in text
     assert "18 of 18 jobs have finished" in text
     tried = [c for c in cells if c[0] == "2e-05, 16, 3" and len(c) == 3]
     assert tried == [["2e-05, 16, 3", "-30.00 ± 10.00", "51.00 ± 1.00, best"]]
@@ -106,8 +118,19 @@ def test_the_figures_of_a_sweep(comparison, tmp_path) -> None:
     page = Page((tmp_path / "report.html").read_text())
     assert not page.open and {"svg", "table"} <= page.tags and page.texts.count("cola") > 3
     assert "51.0 ± 1.0" in page.texts and "Mean of 1" in page.texts  # GLUE's table, in HTML
-    shown = printed_scores(comparison)
+    shown = printed_scores(comparison, {})
     assert "51.00" in shown and "other higher, by the t-test alone" in shown and max(map(len, shown.splitlines())) < 110
+
+
+def test_the_ensemble_is_that_of_the_best_setting(comparison, monkeypatch) -> None:
+    def remember(rows: list, task: str, labels: str) -> tuple:
+        return {row["learning_rate"] for row in rows}, [row["seed"] for row in rows], task, labels
+
+    monkeypatch.setattr(sweep_report, "ensemble_of", remember)
+    opened = {name: SimpleNamespace(task=f"task {name}", labels=f"labels {name}") for name in ("cola", "own")}
+    found = sweep_report.dev_ensembles(comparison, SimpleNamespace(opened=opened))
+    assert found["first", "cola"] == ({1e-5}, [0, 1, 2], "task cola", "labels cola")
+    assert found["other", "cola"][0] == {2e-5} and found["other", "own"][2:] == ("task own", "labels own")
 
 
 def test_every_seed_is_plotted(comparison, tmp_path, monkeypatch) -> None:
@@ -134,7 +157,7 @@ def test_what_is_missing_is_reported(comparison, tmp_path) -> None:
     rows = [r for r in rows if (r["model"], r["task"]) != ("other", "own")]
     partly = Comparison(rows, ["first", "other"], ["cola", "own"])
     line = "Not compared, without a common seed and setting: own."
-    assert line in write(tmp_path, partly, [failed], 18) and line in printed_scores(partly)
+    assert line in write(tmp_path, partly, [failed], 18) and line in printed_scores(partly, {})
 
 
 def test_nothing_finished(tmp_path) -> None:

@@ -4,8 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from fastbert.cli import main
 from fastbert.errors import UserError
@@ -35,6 +37,7 @@ def test_what_a_sweep_leaves(finished, models, words, tmp_path) -> None:
     (seed,) = json.loads((tmp_path / "alone" / "results.json").read_text())["fractions"][0]["seeds"]
     assert (seed["best"], seed["last"]) == (row["best"], row["last"])
     report = (finished / "report" / "report.md").read_text()
+    assert ensemble_cells(report) == ensembles_by_hand(finished, words)
     assert "tupe compared with narrow" in report
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
     config = json.loads((Path(models["narrow"]) / "config.json").read_text())
@@ -42,6 +45,24 @@ def test_what_a_sweep_leaves(finished, models, words, tmp_path) -> None:
     assert ["narrow", size, f"{config['num_attention_heads']}", "absolute"] in [row[:4] for row in cells]
     assert ["words", "classes", "accuracy", "64", "40"] in cells
     assert ["learning rate", "0.003"] in cells and ["epochs", "2"] in cells and ["seeds", "0, 1"] in cells
+
+
+def ensemble_cells(report: str) -> dict[str, str]:
+    """Checkpoint -> score of its ensemble in the first table of the report."""
+    table = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
+    column = table[0].index("ensemble")
+    return {row[2]: row[column] for row in table[2:4]}
+
+
+def ensembles_by_hand(out: Path, words: str) -> dict[str, str]:
+    """The same from the files of the seeds: the class with the higher sum of probabilities."""
+    dev = [json.loads(line) for line in (Path(words).parent / "dev.jsonl").read_text().splitlines()]
+    labels = np.array([row["label"] == "good" for row in dev])
+    sums: dict[str, np.ndarray] = {}
+    for row in read_rows(out):
+        file = Path(row["folder"]) / "run" / f"seed-{row['seed']}" / "dev_scores.safetensors"
+        sums[row["model"]] = sums.get(row["model"], 0) + load_file(file)["dev"]
+    return {model: f"{100 * (scores.argmax(1) == labels).mean():.2f}" for model, scores in sums.items()}
 
 
 def test_two_workers_give_what_one_gives(axes, finished, tmp_path, capsys) -> None:

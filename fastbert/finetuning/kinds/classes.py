@@ -10,6 +10,7 @@ from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.kinds.kind import TaskKind, declared_labels, not_a_label
 from fastbert.finetuning.rows import Example, Row, number_in
+from fastbert.finetuning.soft_labels import probabilities
 from fastbert.ranges import text_problem
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ class Classes(TaskKind):
         if word is not None and word not in self.ids:
             raise UserError(f"{row.where}: unknown label {brief(word)}; {nearest(word, self.ids)}")
         return None if word is None else self.ids[word]
+
+    def read_soft(self, row: Row) -> tuple[float, ...] | None:
+        return None if row.soft is None else probabilities(row, self.labels)
+
+    def harden(self, soft_label: Sequence[float]) -> int:
+        """The most likely class, the first of several."""
+        return int(np.argmax(soft_label))
 
     def file_label(self, example: Example) -> str:
         return self.labels[example.label]

@@ -85,6 +85,19 @@ class TaskKind(ABC):
             UserError: the label is invalid.
         """
 
+    def read_soft(self, row: Row) -> tuple[float, ...] | float | None:
+        """The soft label of a row, for `Example.soft_label`; None if there is none. Kinds that can be trained on soft
+        labels from files override it.
+
+        Raises:
+            UserError: it is invalid.
+        """
+        return None
+
+    def harden(self, soft_label: Any) -> Any:
+        """The label of a training example that has only a soft label, for files and hashes."""
+        raise NotImplementedError(self.name)
+
     @abstractmethod
     def file_label(self, example: Example) -> Any:
         """The label of an example, as written to files."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastbert.data.text import clean
 from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.averages import mean_of_models
 from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.kinds.classes import in_order
 from fastbert.finetuning.kinds.kind import TaskKind, by_class, declared_labels
@@ -137,8 +138,8 @@ class MultiLabel(TaskKind):
         thresholds."""
         if not any(kind.thresholds for kind in kinds):
             return self
-        rows = [kind.thresholds or (UNFITTED,) * len(self.labels) for kind in kinds]
-        return replace(self, thresholds=tuple(np.mean(rows, axis=0).tolist()))
+        rows = [np.array(kind.thresholds or (UNFITTED,) * len(self.labels)) for kind in kinds]
+        return replace(self, thresholds=tuple(mean_of_models(rows).tolist()))
 
     def by_label(self, scores: np.ndarray, labels: Sequence[tuple[int, ...]]) -> dict[str, dict[str, float]]:
         found, expected = self.compared("macro_f1", scores, labels)

@@ -10,6 +10,7 @@ from fastbert.errors import UserError, brief
 from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
 from fastbert.finetuning.rows import Example, Row, number_in
+from fastbert.finetuning.soft_labels import soft_number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +48,12 @@ class Number(TaskKind):
         if not math.isfinite(number):
             raise not_a_label(row.where, label)
         return number
+
+    def read_soft(self, row: Row) -> float | None:
+        return None if row.soft is None else soft_number(row)
+
+    def harden(self, soft_label: float) -> float:
+        return soft_label
 
     def file_label(self, example: Example) -> float:
         return example.label

@@ -1,7 +1,7 @@
 """Ray back end: runs the jobs of a study on a connected cluster.
 
 A job is a remote function. Where jobs continue from each other's checkpoints they run in the study's folder, so all
-nodes need a common file system. Otherwise a job's text files are returned with its outcome.
+nodes need a common file system. Otherwise a job's small files are returned with its outcome.
 """
 
 import os
@@ -18,7 +18,8 @@ from fastbert.studies.engine.jobs import Job, run_job
 from fastbert.studies.engine.outcomes import JOB_MEMORY_REMEDY, failure
 from fastbert.system_errors import user_error
 
-_TEXTS = (".txt", ".json", ".jsonl", ".yaml")
+_RETURNED = (".txt", ".json", ".jsonl", ".yaml", "dev_scores.safetensors")
+"""Ends of the names of files that are returned: not those of weights."""
 
 
 def run_ray(
@@ -28,7 +29,7 @@ def run_ray(
     job gets a GPU if its device is cuda, or is auto and the cluster has GPUs.
 
     Args:
-        in_place: run the jobs in `folder`, which all nodes must have; otherwise copy their text files there.
+        in_place: run the jobs in `folder`, which all nodes must have; otherwise copy their small files there.
     """
     remote = ray.remote(num_cpus=threads, max_retries=0)(run_remotely)
     devices = ("auto", "cuda") if has_gpus(ray) else ("cuda",)  # of jobs that get a GPU
@@ -62,8 +63,8 @@ def run_ray(
 
 
 def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """Runs `run_job` in `folder`, which the driver has created; without one, in a temporary folder, whose text files
-    are returned in the outcome under "files"."""
+    """Runs `run_job` in `folder`, which the driver has created; without one, in a temporary folder, whose small
+    files are returned in the outcome under "files"."""
     if folder is not None:
         if not Path(folder).is_dir():
             return failure(
@@ -77,9 +78,9 @@ def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fastbert-job-") as temporary:
         outcome = run_job(job, Path(temporary))
         files = {
-            str(path.relative_to(temporary)): path.read_text(encoding="utf-8", errors="replace")
+            str(path.relative_to(temporary)): path.read_bytes()
             for path in sorted(Path(temporary).rglob("*"))
-            if path.suffix in _TEXTS
+            if path.name.endswith(_RETURNED)
         }
         os.chdir(job["folder"])
     return outcome | {"files": files}
@@ -98,6 +99,6 @@ def outcome_of(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
         why = "its process was killed, most likely out of memory" if killed else "Ray could not run it"
         return failure(f"{why} ({type(error).__name__}: {text[:300]})", JOB_MEMORY_REMEDY if killed else "run it again")
     for name, content in outcome.pop("files", {}).items():
-        with atomic_file(folder / name, "w") as file:
+        with atomic_file(folder / name) as file:
             file.write(content)
     return outcome

@@ -22,7 +22,12 @@ SETTING = "learning rate, batch, epochs"  # head of its column
 def score(row: ResultRow, epoch: str = "best") -> float | None:
     """The task's first metric at the best or the last epoch, the mean over its dev splits; None if it is not finite,
     which is possible at the last epoch only."""
-    values = [metrics[row["metrics"][0]] for metrics in row[epoch]["dev"].values()]
+    return mean_of_splits(row[epoch]["dev"], row["metrics"][0])
+
+
+def mean_of_splits(dev: Mapping[str, Mapping[str, float | None]], metric: str) -> float | None:
+    """The mean of a metric over the dev splits; None if it is not finite on one."""
+    values = [metrics[metric] for metrics in dev.values()]
     return None if None in values else statistics.fmean(values)
 
 

@@ -1,5 +1,6 @@
 """Fine-tunings as jobs of a study: tasks that are opened and checked before the first job, the runner, and its rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from fastbert.config import digest, from_dict, to_dict
 from fastbert.errors import UserError
 from fastbert.files import remove
 from fastbert.finetuning.batches import subset
+from fastbert.finetuning.dev_ensemble import Labels, ensemble_figures
 from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.options import FinetuneOptions, science
-from fastbert.finetuning.results import check_best, read_results
+from fastbert.finetuning.results import check_best, read_results, seed_folder
 from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
+from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_json
 from fastbert.studies.engine.jobs import Job
-from fastbert.studies.engine.outcomes import ended, failure
+from fastbert.studies.engine.outcomes import RUN, ended, failure
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.grid import AXES, ModelEntry, StudyGrid, TaskEntry
 from fastbert.studies.shared.trained import Columns, encoder_columns, task_columns
@@ -75,6 +78,9 @@ class OpenedTask:
     """Columns of the model in a table of encoders."""
     described: Columns
     """Columns of the task in a table of tasks."""
+    task: Task
+    labels: Labels
+    """Labels of its dev splits."""
 
 
 def plan_tunings(
@@ -118,6 +124,8 @@ def plan_tunings(
         warnings=setup.warnings,
         encoder=encoder_columns(setup.pretrained),
         described=task_columns(setup),
+        task=setup.task,
+        labels=setup.labels,
     )
 
 
@@ -152,3 +160,9 @@ def check_tuned(row: ResultRow, where: str) -> None:
     check_best(row, row["metrics"], where)
     for split, figures in row["last"]["dev"].items():  # null: not finite
         check(figures, dict.fromkeys(row["metrics"], (float, type(None))), where, f"last.dev.{split}")
+
+
+def ensemble_of(rows: Sequence[ResultRow], task: Task, labels: Labels) -> dict[str, dict[str, float]] | None:
+    """`ensemble_figures` of the seeds of one model, task and setting, from the rows of their jobs."""
+    folders = [seed_folder(Path(row["folder"]) / RUN, row["configuration"]["fraction"], row["seed"]) for row in rows]
+    return ensemble_figures(task, labels, folders)

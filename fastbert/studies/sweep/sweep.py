@@ -27,7 +27,7 @@ from fastbert.studies.shared.grid import AXES, StudyGrid
 from fastbert.studies.shared.report import ReportPage, provenance
 from fastbert.studies.sweep.options import SweepOptions
 from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep
-from fastbert.studies.sweep.sweep_report import format_job, printed_scores, write_sweep_report
+from fastbert.studies.sweep.sweep_report import dev_ensembles, format_job, printed_scores, write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, printed_zero_shot
 
 SWEEP = "sweep"
@@ -108,14 +108,15 @@ def report_sweep(store: ResultStore, name: str, grid: StudyGrid, plan: SweepPlan
     tasks = list(dict.fromkeys(row["task"] for row in rows if row["kind"] == FINETUNE))
     tuned = [row for row in done if row["kind"] == FINETUNE]
     comparison = Comparison(tuned, [model.name for model in grid.models], tasks)
+    ensembles = dev_ensembles(comparison, plan)
     zero_shot = ZeroShotResults.of(evaluations, plan.left_out)
     folder = store.out / "report"
     make_inner_folder(folder)
     report = ReportPage(f"Sweep {name}", folder)
-    write_sweep_report(report, plan.tables(), comparison, zero_shot, failed, total)
+    write_sweep_report(report, plan.tables(), comparison, zero_shot, failed, total, ensembles)
     report.write(provenance(grid.path, grid.threads, done))
     if comparison.trials:
-        print(printed_scores(comparison))
+        print(printed_scores(comparison, ensembles))
     if len(zero_shot):
         print(printed_zero_shot(zero_shot, grid.models[0].name))
     print(f"{store.out / RESULTS}\n{folder / 'report.html'}")

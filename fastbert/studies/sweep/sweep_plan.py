@@ -12,7 +12,7 @@ from fastbert.report.page import Table
 from fastbert.streams import echo
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.shared.evaluate_jobs import PlannedEvaluation, evaluated_table, fingerprints, plan_evaluations
-from fastbert.studies.shared.finetune_jobs import FINETUNE, plan_tunings
+from fastbert.studies.shared.finetune_jobs import FINETUNE, OpenedTask, plan_tunings
 from fastbert.studies.shared.grid import StudyGrid, TaskEntry, prefixed
 from fastbert.studies.shared.trained import Columns, columns_table, encoder_columns, tuning_table
 from fastbert.studies.sweep.options import SweepOptions
@@ -28,6 +28,8 @@ class SweepPlan:
     """Checkpoint -> its columns in a table of encoders."""
     tasks: dict[str, Columns] = field(default_factory=dict)
     """Task -> its columns in a table of tasks."""
+    opened: dict[str, OpenedTask] = field(default_factory=dict)
+    """Task -> the task and the labels on dev, the same for all checkpoints."""
     evaluations: list[PlannedEvaluation] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """Reasons why checkpoints have no pseudo-log-likelihood, a line each."""
@@ -69,6 +71,7 @@ def plan_finetunings(plan: SweepPlan, grid: StudyGrid, options: SweepOptions) ->
             if names.setdefault(task.name, entry) is not entry:
                 raise UserError(f"{grid.path}: tasks: {task.name} occurs twice; give one of them a different name")
             plan.encoders[model.name], plan.tasks[task.name] = task.encoder, task.described
+            plan.opened.setdefault(task.name, task)
             for warning in task.warnings:
                 if warning not in warned:
                     echo(warning)

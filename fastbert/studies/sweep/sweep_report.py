@@ -2,26 +2,50 @@
 evaluations."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastbert.errors import plural
 from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
-from fastbert.finetuning.table import COLUMNS, NOTHING, glue_cells
+from fastbert.finetuning.table import COLUMNS, NOTHING, glue_cells, with_ensembles
 from fastbert.report.page import Table
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
-from fastbert.studies.shared.comparison import SETTING, Comparison, TaskComparison, Trials, format_setting
+from fastbert.studies.shared.comparison import (
+    SETTING,
+    Comparison,
+    TaskComparison,
+    Trials,
+    format_setting,
+    mean_of_splits,
+)
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
+from fastbert.studies.shared.finetune_jobs import ensemble_of
 from fastbert.studies.shared.report import WIDTH, ReportPage, difference, interval, p_value, percent
 from fastbert.studies.shared.statistics import flip_limits
+from fastbert.studies.sweep.sweep_plan import SweepPlan
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, write_zero_shot
 
+Ensembles = Mapping[tuple[str, str], Mapping[str, Mapping[str, float]] | None]
+"""(Checkpoint, task) -> dev split -> metrics of the ensemble of its seeds at the best setting; None without one."""
 
-def printed_scores(comparison: Comparison) -> str:
+
+def dev_ensembles(comparison: Comparison, plan: SweepPlan) -> Ensembles:
+    """The ensemble of the seeds of each checkpoint on each task, at its best setting.
+
+    Raises:
+        UserError: the scores of a job on dev are damaged.
+    """
+    return {
+        (model, task): ensemble_of(trials.settings[trials.best], plan.opened[task].task, plan.opened[task].labels)
+        for (model, task), trials in comparison.trials.items()
+    }
+
+
+def printed_scores(comparison: Comparison, ensembles: Ensembles) -> str:
     """Scores and differences for a terminal."""
-    full = scores_table(comparison)
+    full = scores_table(comparison, ensembles)
     shown = [column for column, name in enumerate(full.head) if name not in ("train", "tried", "last epoch")]
     short = Table([full.head[column] for column in shown], [[row[column] for column in shown] for row in full.rows])
     lines = ["Dev, x 100, at the best setting and epoch, over the seeds", short.plain()]
@@ -39,15 +63,16 @@ def printed_scores(comparison: Comparison) -> str:
     return "\n".join([*lines, ""])
 
 
-def scores_table(comparison: Comparison) -> Table:
+def scores_table(comparison: Comparison, ensembles: Ensembles) -> Table:
     """Tasks x checkpoints, each at its best setting."""
     head = ["task", "metric", "checkpoint", "train", SETTING, "tried", "seeds"]
-    head += ["median", "mean", "std", "max", "last epoch"]
+    head += ["median", "mean", "std", "max", "ensemble", "last epoch"]
     rows = []
     for task in comparison.tasks:
         for trials in comparison.of_task(task):
             figures = results.score_summary(trials.scores(trials.best))
             last = trials.scores(trials.best, "last")
+            ensemble = ensembles.get((trials.model, task))
             rows.append(
                 [
                     task,
@@ -58,6 +83,7 @@ def scores_table(comparison: Comparison) -> Table:
                     f"{len(trials.settings)}",
                     f"{len(trials.settings[trials.best])}",
                     *(percent(figures[name]) for name in results.STATISTICS),
+                    percent(ensemble and mean_of_splits(ensemble, comparison.metrics(task)[0])),
                     percent(
                         None if None in last else results.score_summary(last)["median"]
                     ),  # None: a seed diverged after its best
@@ -110,14 +136,17 @@ def _setting_cell(trials: Trials, setting: tuple[float, int, int]) -> str:
     return f"{percent(figures['median'])}{spread}{best}"
 
 
-def glue_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Rows of `glue_cells`: checkpoint -> GLUE task -> its metrics at the best setting."""
+def glue_rows(comparison: Comparison, ensembles: Ensembles) -> dict[str, dict[str, Any]]:
+    """Rows of `glue_cells`: checkpoint -> GLUE task -> its metrics at the best setting; and a row for the ensembles of
+    a checkpoint that has them on all of these tasks."""
     rows: dict[str, dict[str, Any]] = {}
+    averaged: dict[str, dict[str, Any]] = {}
     for (model, task), trials in comparison.trials.items():
         if task in COLUMNS and comparison.metrics(task) == GLUE[task].metrics:  # a custom task may have the same name
             seeds = [row["best"]["dev"] for row in trials.settings[trials.best]]
             rows.setdefault(model, {})[task] = results.summary(seeds)
-    return rows
+            averaged.setdefault(model, {})[task] = ensembles.get((model, task))
+    return with_ensembles(rows, averaged)
 
 
 def write_sweep_report(
@@ -127,6 +156,7 @@ def write_sweep_report(
     zero_shot: ZeroShotResults,
     failed: Sequence[ResultRow],
     total: int,
+    ensembles: Ensembles,
 ) -> None:
     """Adds all sections to the page of a sweep, and writes the plots.
 
@@ -140,7 +170,7 @@ def write_sweep_report(
     on = f" on {plural(len(comparison.tasks), 'task')}; scores of tasks are on dev, x 100" if comparison.tasks else ""
     report.text(f"{count}: {plural(len(comparison.models), 'checkpoint')}{on}.")
     if comparison.trials:
-        _scores(report, comparison)
+        _scores(report, comparison, ensembles)
         _compared(report, comparison)
         _tried(report, comparison)
     if len(zero_shot):
@@ -161,9 +191,9 @@ def format_job(row: ResultRow) -> str:
     return f"{row['learning_rate']:g}, {row['batch_size']}, {row['epochs']}, seed {row['seed']}"
 
 
-def _scores(report: ReportPage, comparison: Comparison) -> None:
+def _scores(report: ReportPage, comparison: Comparison, ensembles: Ensembles) -> None:
     report.heading("Scores")
-    report.table(scores_table(comparison))
+    report.table(scores_table(comparison, ensembles))
     one = all(len(trials.settings) == 1 for trials in comparison.trials.values())
     setting = "" if one else "The setting is the one with the highest median over the seeds. "
     if _equal_trials(comparison):
@@ -174,9 +204,9 @@ def _scores(report: ReportPage, comparison: Comparison) -> None:
         f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} selected on the dev split "
         "that is reported, which biases all figures upwards equally; `last epoch` is the median without epoch "
         "selection. A score is the task's first metric, averaged over its dev splits; std is the sample standard "
-        "deviation."
+        "deviation; `ensemble` is the score of the mean prediction of all seeds, each at its best epoch."
     )
-    if rows := glue_rows(comparison):
+    if rows := glue_rows(comparison, ensembles):
         head, lines, legend = glue_cells(rows)
         report.text("GLUE table:")
         report.table(Table(head, lines))
