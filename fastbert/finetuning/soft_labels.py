@@ -50,9 +50,7 @@ def probabilities(row: Row, labels: Sequence[str]) -> tuple[float, ...]:
     if isinstance(soft, dict):
         for name in soft:
             if name not in labels:
-                raise UserError(
-                    f"{row.where}: the soft label has the unknown label {brief(name)}; {nearest(name, labels)}"
-                )
+                raise UserError(f"{row.where}: the soft label has the unknown label {brief(name)}; {nearest(name, labels)}")
         cells = [soft.get(label, 0.0) for label in labels]
     elif isinstance(soft, list | tuple):
         cells = list(soft)
