@@ -40,6 +40,7 @@ OPTIONS = Registry(
         "predict": "fastbert.finetuning.options:PredictOptions",
         "submit": "fastbert.finetuning.options:SubmitOptions",
         "weak-label": "fastbert.finetuning.weak.options:WeakLabelOptions",
+        "affinity": "fastbert.finetuning.affinity.options:AffinityOptions",
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
@@ -66,6 +67,8 @@ RUNS = Registry(
         "predict": "fastbert.finetuning.predict:predict",
         "submit": "fastbert.finetuning.submit:submit",
         "weak-label": "fastbert.finetuning.weak.weak_label:weak_label",
+        "affinity": "fastbert.finetuning.affinity.affinity:affinity",
+        "affinity --train": "fastbert.studies.affinity.compare:affinity_and_comparison",
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
@@ -140,6 +143,12 @@ def check_and_run(job: str, arguments: list[str]) -> int:
     return 0
 
 
+def affinity(arguments: list[str]) -> int:
+    options = parse(OPTIONS["affinity"], arguments, "affinity")
+    options.check_inputs()
+    return RUNS["affinity --train" if options.train else "affinity"](options)
+
+
 def evaluate(arguments: list[str]) -> int:
     options = parse(OPTIONS["evaluate"], arguments, "evaluate")
     options.check_inputs()
@@ -195,6 +204,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "evaluate": (evaluate, "measure a model on held-out text, sentences or minimal pairs, without fine-tuning"),
     "fill": (partial(check_and_run, "fill"), "predict the most likely words for each [MASK]"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
+    "affinity": (affinity, "measure which tasks help each other, and group them"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
         "compare checkpoints by fine-tuning on tasks, settings and seeds",

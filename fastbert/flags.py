@@ -32,6 +32,7 @@ EXAMPLES = {
     "evaluate": "--model runs/base --source held-out.txt",
     "fill": "runs/base 'The [MASK] of the United States.'",
     "finetune": "--model runs/base --task rte --glue-dir glue --out results/rte",
+    "affinity": "--tasks mrpc,rte,stsb --model runs/base --glue-dir glue --out results/affinity",
     "predict": "--model results/rte --source new.csv --out predictions.jsonl",
     "weak-label": "--task sst2 --glue-dir glue --functions configs/weak/sst2.yaml --out weak",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
