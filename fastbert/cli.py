@@ -39,6 +39,8 @@ OPTIONS = Registry(
         "finetune": "fastbert.finetuning.options:FinetuneOptions",
         "predict": "fastbert.finetuning.options:PredictOptions",
         "submit": "fastbert.finetuning.options:SubmitOptions",
+        "weak-label": "fastbert.finetuning.weak.options:WeakLabelOptions",
+        "affinity": "fastbert.finetuning.affinity.options:AffinityOptions",
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
@@ -64,6 +66,9 @@ RUNS = Registry(
         "finetune": "fastbert.finetuning.several_tasks:finetune_tasks",
         "predict": "fastbert.finetuning.predict:predict",
         "submit": "fastbert.finetuning.submit:submit",
+        "weak-label": "fastbert.finetuning.weak.weak_label:weak_label",
+        "affinity": "fastbert.finetuning.affinity.affinity:affinity",
+        "affinity --train": "fastbert.studies.affinity.compare:affinity_and_comparison",
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
@@ -131,11 +136,17 @@ def finetune(arguments: list[str]) -> int:
 
 
 def check_and_run(job: str, arguments: list[str]) -> int:
-    """Runs extend-vocab, fill, predict, report or submit."""
+    """Runs extend-vocab, fill, predict, report, submit or weak-label."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
     return 0
+
+
+def affinity(arguments: list[str]) -> int:
+    options = parse(OPTIONS["affinity"], arguments, "affinity")
+    options.check_inputs()
+    return RUNS["affinity --train" if options.train else "affinity"](options)
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -193,12 +204,14 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "evaluate": (evaluate, "measure a model on held-out text, sentences or minimal pairs, without fine-tuning"),
     "fill": (partial(check_and_run, "fill"), "predict the most likely words for each [MASK]"),
     "finetune": (finetune, "fine-tune on GLUE or custom tasks, over several seeds"),
+    "affinity": (affinity, "measure which tasks help each other, and group them"),
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
         "compare checkpoints by fine-tuning on tasks, settings and seeds",
     ),
     "report": (partial(check_and_run, "report"), "compare runs on one HTML page: curves, options, results, speed"),
     "predict": (partial(check_and_run, "predict"), "predict labels and probabilities with a fine-tuned model"),
+    "weak-label": (partial(check_and_run, "weak-label"), "label the training texts of a task with labelling functions"),
     "submit": (partial(check_and_run, "submit"), "write or check the archive for GLUE's server"),
     "export": (export, "export a run as a Hugging Face folder"),
     "bench": (bench, "compare the speed of training, data or kernels with other libraries"),

@@ -168,6 +168,7 @@ pretrain --init-from nowhere --steps 5
 evaluate --model nowhere --source nowhere.txt
 fill nowhere [MASK]
 finetune --model nowhere --task cola --out x
+affinity --model nowhere --tasks cola,rte --out x
 predict --model nowhere --source nowhere.csv --out x
 submit --check nowhere.zip
 export nowhere --out x

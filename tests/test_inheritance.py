@@ -10,6 +10,7 @@ from fastbert.config import load_yaml, to_dict
 from fastbert.errors import UserError
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.tasks import CustomTaskOptions
+from fastbert.finetuning.weak.functions import Reader
 from fastbert.inheritance import LONGEST_CHAIN, merged, read_yaml
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import load_ablation
@@ -112,6 +113,9 @@ LOADERS = {
     "tasks": lambda path: load_yaml(CustomTaskOptions, path),
     "sweep": load_sweep,
     "ablate": load_ablation,
+    "weak": lambda path: [
+        Reader(name, spec, ("0", "1"), path.parent) for name, spec in read_yaml(path)[0]["functions"].items()
+    ],
 }
 
 

@@ -60,6 +60,7 @@ CASES = {
     "fine-tuning's weight decay": (*FINETUNE, "--weight-decay", "inf"),
     "fine-tuning's device": (*FINETUNE, "--machine.device", "cuda:99"),
     "several tasks, one of them wrong": ("finetune", "--model", MODEL, "--task", TASK + ",none.yaml", "--out", "x"),
+    "affinity with a wrong task": ("affinity", "--model", MODEL, "--tasks", TASK + ",none.yaml", "--out", "x"),
     "sweep": ("sweep", "{sweep}"),
     "sweep with a wrong option": ("sweep", "{sweep-dropout}"),
     "ablation": ("ablate", "{ablation}"),
@@ -68,6 +69,7 @@ CASES = {
     "export": ("export", "none", "--out", "exported/x"),
     "predict": ("predict", "--model", MODEL, "--source", TEXT, "--out", "predicted/x.jsonl"),
     "submit": ("submit", "--results", "none", "--out", "submitted/glue.zip"),
+    "weak labels": ("weak-label", "--task", TASK, "--functions", "none.yaml", "--out", "labelled/x"),
     "throughput": ("bench", "throughput", "--data", "none", "--out", "measured/x"),
     "bench of data": ("bench", "data", "--data", "none", "--out", "measured/x"),
 }

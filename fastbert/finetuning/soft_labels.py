@@ -50,13 +50,16 @@ def probabilities(row: Row, labels: Sequence[str]) -> tuple[float, ...]:
     if isinstance(soft, dict):
         for name in soft:
             if name not in labels:
-                raise UserError(f"{row.where}: the soft label has the unknown label {brief(name)}; {nearest(name, labels)}")
+                raise UserError(
+                    f"{row.where}: the soft label has the unknown label {brief(name)}; {nearest(name, labels)}"
+                )
         cells = [soft.get(label, 0.0) for label in labels]
     elif isinstance(soft, list | tuple):
         cells = list(soft)
         if len(cells) != len(labels):
             raise UserError(
-                f"{where} has {len(cells)} probabilities; give {len(labels)}, in the order {brief(', '.join(labels), str)}"
+                f"{where} has {len(cells)} probabilities; give {len(labels)}, in the order of the labels: "
+                f"{brief(', '.join(labels), str)}"
             )
     else:
         raise UserError(f"{where} is neither a list of probabilities nor an object label -> probability; fix it")

@@ -1,0 +1,1 @@
+"""Comparison of groups of tasks with the baselines that need no affinities."""
