@@ -9,7 +9,9 @@ out/seed-0/             config.yaml, metrics.jsonl, events.out.tfevents.*, error
 out/fraction-0.1/seed-0/    the same for a fraction below 1
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,20 @@ from fastbert.files import disk_errors, locked_folder, remove
 from fastbert.finetuning.folder import check_other_files, open_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
+from fastbert.finetuning.saved import load_encoder
 from fastbert.finetuning.seed import CHECKPOINTS, Part, Training, train_seed
-from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
+from fastbert.finetuning.setup import describe_finetuning, fingerprint_of_weights, prepare_finetuning
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.world import ONE_PROCESS, World
 
 
-def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
+def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS, starts: Mapping[int, Path] | None = None) -> int:
     """Trains all seeds that are not finished, writes and prints the results; returns the exit code.
 
     Args:
+        starts: the fine-tuned model from whose encoder each seed starts, instead of that of the options.
         world: the processes that train each seed together, all of which call this function. The first one reads and
             writes the files in --out.
 
@@ -44,6 +48,9 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
     for warning in setup.warnings:
         echo(warning)
     experiment = describe_finetuning(setup)
+    encoders = {} if starts is None else {seed: load_encoder(folder) for seed, folder in starts.items()}
+    if encoders:
+        experiment["model"] = {str(seed): fingerprint_of_weights(encoder) for seed, encoder in encoders.items()}
     check_same_on_all_ranks(experiment, world)
     world.connect(setup.device)
     results: dict[float, list[dict[str, Any]]] = {}
@@ -55,7 +62,8 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS) -> int:
                 folder = seed_folder(out, fraction, seed)
                 result = world.first_decides(partial(finished, folder, setup.task.metrics))
                 if result is None:
-                    trained = train_seed(Training([Part(setup, folder, fraction)]), folder, seed, interrupts)
+                    its = replace(setup, pretrained=encoders.get(seed, setup.pretrained))
+                    trained = train_seed(Training([Part(its, folder, fraction)]), folder, seed, interrupts)
                     result = None if trained is None else trained[0]
                 if result is None:
                     echo(f"stopped; the same command continues with {folder}")

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastbert.config import BOOKKEEPING, MACHINE, convert_text, leaves
+from fastbert.config import BOOKKEEPING, FLAT, MACHINE, convert_text, leaves
 from fastbert.errors import OptionError, UserError, brief, choose
 from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
 from fastbert.finetuning.glue import GLUE, check_glue_folder
+from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.tasks import Task, check_glue_options, check_task, task_names
 from fastbert.hub.folders import check_model_folder
 from fastbert.inputs import check_folder, open_input, refuse_slash
@@ -52,6 +53,7 @@ class FinetuneOptions:
     """Folder for results.json and a folder for each seed. Finished seeds are not trained again; others continue after
     their last finished epoch."""
     custom: CustomTaskOptions = field(default_factory=CustomTaskOptions, metadata=BOOKKEEPING)
+    mixture: MixtureOptions = field(default_factory=MixtureOptions, metadata={**BOOKKEEPING, **FLAT})
 
     seeds: Count = field(default=5, metadata=BOOKKEEPING)
     """Number of runs with different seeds for the head's initialization, the order of examples and dropout."""
@@ -108,6 +110,14 @@ class FinetuneOptions:
             raise UserError("give --model (a pretrained encoder) or --init-from (a fine-tuned model), not both")
         if self.first_seed > (most := LARGEST_SEED - (self.seeds - 1)):
             raise OptionError(self, "first_seed", f"must be at most {most:,}, as the other seeds follow it")
+        several = "--together" if self.mixture.together else "--stages" if self.mixture.stages is not None else None
+        if several and self.fractions() != [1.0]:
+            raise OptionError(self, "train_fraction", f"is of one task and not for {several}; give smaller train files")
+        if self.mixture.stages is not None and self.task is not None:
+            raise UserError("give --task or --stages, not both")
+        needs = "--stages" if self.mixture.stages is not None else "--then-single" if self.mixture.then_single else None
+        if needs and not self.save_model:
+            raise OptionError(self, "save_model", f"is needed by {needs}, which starts from the models of each seed")
         if (trainings := self.seeds * len(self.fractions())) > MOST_TRAININGS:
             problem = f"with train_fraction make {trainings:,} training runs, but the maximum is {MOST_TRAININGS:,}"
             raise OptionError(self, "seeds", problem)
@@ -120,10 +130,12 @@ class FinetuneOptions:
         """
         if self.start is not None:  # an error in a given option is reported before a missing one
             check_model_folder(self.start, one=self.model is not None)
-        for name, value in (("model (or --init-from)", self.start), ("task", self.task), ("out", self.out)):
+        stages = self.stage_names()
+        task = ",".join(stages) or self.task
+        for name, value in (("model (or --init-from)", self.start), ("task", task), ("out", self.out)):
             if value is None:
                 raise UserError(f"--{name} is missing; see fastbert finetune --help")
-        names = task_names(self.task)
+        names = stages or task_names(self.task) or ([self.task] if self.mixture.together else None)
         if names is not None and self.custom != CustomTaskOptions():
             raise UserError("--custom... describes one task; among several, give a custom task as a YAML file")
         for name in names or [self.task]:
@@ -133,6 +145,10 @@ class FinetuneOptions:
                 raise UserError(f"{name}: {error}" if names else str(error)) from None
         check_glue_folder(self.glue_dir)
         check_glue_options(names or [self.task], self.glue_dir, self.glue_subset)
+
+    def stage_names(self) -> list[str]:
+        """The tasks in --stages; none without it."""
+        return paths(self.mixture.stages, os.path.isfile) if self.mixture.stages is not None else []
 
     def fractions(self) -> list[float]:
         """The values of `train_fraction`, in the order given.

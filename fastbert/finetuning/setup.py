@@ -75,8 +75,14 @@ def open_encoder(requested: FinetuneOptions) -> Pretrained:
     return load_encoder(folder)
 
 
-def prepare_finetuning(requested: FinetuneOptions, world: World = ONE_PROCESS) -> FinetuneSetup:
-    """Opens machine, model, task and texts, and checks everything that can be checked before training."""
+def prepare_finetuning(
+    requested: FinetuneOptions, world: World = ONE_PROCESS, encoder: Pretrained | None = None
+) -> FinetuneSetup:
+    """Opens machine, model, task and texts, and checks everything that can be checked before training.
+
+    Args:
+        encoder: of the options, if it is open already.
+    """
     device = device_of_rank(requested.machine.device, world)
     precision, warning = resolve_precision(requested.machine.precision, device)
     if requested.machine.apex:
@@ -91,7 +97,7 @@ def prepare_finetuning(requested: FinetuneOptions, world: World = ONE_PROCESS) -
             f"the task {task.name} has no {lacking} split, and fine-tuning needs train and dev; for a "
             f"custom task, give --custom.{lacking}"
         )
-    pretrained = open_encoder(requested)
+    pretrained = encoder or open_encoder(requested)
     vocabulary = tokenizer_of(pretrained)
     options = requested.resolved(task, pretrained.config.max_positions)
     record = task_record(options, task, 0, {})

@@ -116,9 +116,12 @@ def prepare_together(requested: FinetuneOptions, world: World) -> Together:
     names = task_names(requested.task) or [requested.task]
     encoder = open_encoder(requested)
     setups: dict[str, FinetuneSetup] = {}
-    for options in each_task(requested, names, lambda task: task):
+
+    def check(options: FinetuneOptions) -> None:
         setup = prepare_finetuning(options, world, encoder)
         setups[setup.task.name] = setup
+
+    each_task(requested, names, check)
     for name in setups:
         if name == THEN_SINGLE or name.startswith("seed-"):
             raise UserError(f"a task is called {name}, which is the name of another folder in --out; rename it")

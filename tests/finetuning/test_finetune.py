@@ -356,7 +356,7 @@ def test_symmetric_pairs_are_trained_in_both_orders(bert, pairs, tmp_path) -> No
 def test_bf16(bert, words, tmp_path) -> None:
     curves = {}
     for precision in ("fp32", "bf16"):
-        more = ("--machine.precision", precision, "--log-every", "1", "--epochs", "3")
+        more = ("--machine.precision", precision, "--log-every", "1", "--epochs", "4")
         assert finetune(bert, words, tmp_path / precision, *more) == 0
         assert results(tmp_path / precision)["precision"] == precision
         curves[precision] = np.array([row["loss"] for row in records(tmp_path / precision / "seed-0", "train")])

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.finetuning import ensemble, loop, scoring, submit
-from fastbert.finetuning import seed as seed_training
+from fastbert.finetuning import ensemble, loop, scoring, submit, task_epochs
 from fastbert.finetuning.saved import load_task_model
 from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.sweep.sweep_report import scores_table
@@ -45,7 +44,7 @@ def poison_scores(monkeypatch, module, bad: set[int]) -> None:
 
 
 def test_an_epoch_that_is_not_finite_is_never_the_best(bert, small, tmp_path, capsys, monkeypatch) -> None:
-    poison_scores(monkeypatch, seed_training, {1, 3})
+    poison_scores(monkeypatch, task_epochs, {1, 3})
     out = tmp_path / "out"
     assert finetune(bert, small, out, "--epochs", "3", "--seeds", "2") == 0
     printed = capsys.readouterr()

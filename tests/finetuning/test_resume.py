@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.finetuning import seed as seed_training
+from fastbert.finetuning import task_epochs
 from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.seed import check_disk
 from tests.finetuning.conftest import finetune, make_task
@@ -69,8 +69,8 @@ def bytes_of(out: Path) -> dict[str, bytes]:
         (Tuner, "train_step", STEPS, 1),  # after epoch 1
         (Tuner, "train_step", STEPS + 2, 1),  # in the middle of epoch 2
         (Tuner, "train_step", 3 * STEPS + 1, 3),  # the best epoch lies before the last that was finished
-        (seed_training, "save_task_model", 1, 2),  # between a checkpoint and the model of that epoch
-        (seed_training, "write_errors", 0, 4),  # when all is trained
+        (task_epochs, "save_task_model", 1, 2),  # between a checkpoint and the model of that epoch
+        (task_epochs, "write_errors", 0, 4),  # when all is trained
     ],
 )
 def test_killed_and_continued_equals_uninterrupted(
