@@ -13,13 +13,13 @@ _TASKS = 1 << 42  # "epochs" of the keyed permutation of the tasks, which the or
 
 
 class MixedStream:
-    """A mixture of the streams of several tasks. An epoch has as many batches as those of all tasks together.
+    """A mixture of the streams of several tasks. An epoch has the number of batches of all tasks.
 
     With temperature 1 it has every batch of every task once, in an order that is permuted anew in each epoch. With a
-    higher temperature T, a hash of (seed, epoch, index) draws the task of each batch, task i of n_i batches with
+    higher temperature T, a hash of (seed, epoch, index) samples the task of each batch, task i of n_i batches with
     probability n_i^(1/T) / sum_j n_j^(1/T), so small tasks are seen more often and large ones less. Either way this
-    decides only which task comes: its batches come in the order of its own `SingleTaskStream`, whose epochs go on over
-    the epochs of the mixture.
+    decides only which task comes: its batches come in the order of its own `SingleTaskStream`, whose epochs are
+    counted over the epochs of the mixture.
 
     Args:
         streams: the stream of each task, by its name. Their order has no effect.
@@ -53,10 +53,10 @@ class MixedStream:
             if len(self._sizes) == 1:
                 return every
             return every[permute(torch.arange(self.batches), self.batches, self.seed, epoch + _TASKS).numpy()]
-        shares = self._sizes ** (1.0 / self.temperature)
+        powers = self._sizes ** (1.0 / self.temperature)
         keys = row_keys(self.seed, "task", epoch, torch.arange(self.batches)).numpy()
-        drawn = (keys.astype(np.int64) + 2**31 + 0.5) / 2**32  # uniform in (0, 1)
-        return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], drawn)
+        uniform = (keys.astype(np.int64) + 2**31 + 0.5) / 2**32  # in (0, 1)
+        return np.searchsorted(np.cumsum(powers / powers.sum())[:-1], uniform)
 
     def _counted(self, epoch: int) -> np.ndarray:
         """The number of each batch of an epoch among those of its task in the whole training, int64 [batches]."""
@@ -68,6 +68,6 @@ class MixedStream:
                 before += np.bincount(self.tasks(earlier), minlength=len(before))
         numbers = np.empty(self.batches, np.int64)
         for task, first in enumerate(before):
-            places = np.flatnonzero(self._tasks == task)
-            numbers[places] = first + np.arange(len(places))
+            indices = np.flatnonzero(self._tasks == task)
+            numbers[indices] = first + np.arange(len(indices))
         return numbers

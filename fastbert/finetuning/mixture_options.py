@@ -18,20 +18,20 @@ class MixtureOptions:
     """Train the tasks in --task together: one encoder with a head for each, and each batch from one task. Each has a
     folder in --out as if it had been trained alone."""
     target: str | None = None
-    """With --together, the name of the task that the others shall help: its best epoch on dev is that of all tasks, and
+    """Name of the task that the others shall help, with --together: its best epoch on dev is that of all tasks, and
     learning rate and epochs are its defaults. Without it, each task has its own best epoch, and the smallest of the
     defaults are used."""
     weights: str | None = None
-    """With --together, weights of the tasks' mean losses, such as rte=2,snli=0.5 (default: 1). A task of weight 0 is
+    """Weights of the tasks' mean losses with --together, such as rte=2,snli=0.5 (default: 1). A task of weight 0 is
     not trained, and its head stays as it was initialized."""
     temperature: Annotated[float, Range(1, 1000)] = 1.0
-    """With --together, how evenly batches are drawn from large and small tasks: 1 has every batch once per epoch; above
-    it, a task of n batches is drawn in proportion to n^(1 / temperature)."""
+    """Temperature of the sampling of tasks with --together: 1 has every batch of every task once per epoch; above it, a
+    task of n batches is sampled in proportion to n^(1 / temperature)."""
     then_single: bool = False
-    """After --together, fine-tune each task (or the target) alone, from the shared encoder of the same seed, in
+    """Fine-tune each task (or the target) alone after --together, from the shared encoder of the same seed, in
     then-single/ in --out."""
     stages: str | None = None
-    """Instead of --task, tasks separated by commas that are trained one after the other, each seed from the best epoch
+    """Tasks separated by commas, instead of --task, that are trained one after the other, each seed from the best epoch
     of the same seed on the task before, in --out/1-NAME, 2-NAME, ... (intermediate training)."""
 
     def __post_init__(self) -> None:

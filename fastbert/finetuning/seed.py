@@ -1,6 +1,6 @@
 """Trains one seed in its folder: dev is scored after each epoch, the best epoch's model is saved, and a checkpoint lets
-the same command continue after the last finished epoch. Several tasks that train together share all but their heads,
-their scores and their results."""
+the same command continue after the last finished epoch. Several tasks that train together have all in common but
+their heads, scores and results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +60,7 @@ class Training:
     """The tasks of a training, of which the first has the common options, and how they are mixed."""
 
     parts: Sequence[Part]
-    """In alphabetical order of their names."""
+    """Tasks in alphabetical order."""
     temperature: float = 1.0
     """See `MixedStream`."""
     target: str | None = None
@@ -196,7 +196,7 @@ def build_updater(training: Training, seed: int) -> Updater:
         setup.device,
         options.machine.apex,
     )
-    network = world.distributed(model, setup.device, some_unused=len(training.parts) > 1)
+    network = world.distributed(model, setup.device, partly_used=len(training.parts) > 1)
     return Updater(model, optimizer, options.clip_norm, setup.precision, world, network)
 
 

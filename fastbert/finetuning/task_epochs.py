@@ -33,10 +33,10 @@ class TaskEpochs:
     setup: FinetuneSetup
     train: Inputs
     folder: Path
-    """For the model and the result."""
+    """Folder for the model and the result."""
     seed: int
     alone: bool = True
-    """It is the only task, so the rows about it in the metrics need no name."""
+    """True for the only task, whose name the rows of the metrics do not need."""
     best: dict[str, Any] | None = None
     """Number of the best epoch so far and its metrics on dev."""
     last: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class TaskEpochs:
         task, path = replace(self.setup.task, kind=self.fitted()), self.folder / "errors.jsonl"
         write_errors(path, task, self.setup.dev, self.best_scores, self.setup.options.worst)
         write_dev_scores(self.folder, self.best_scores)
-        if not self.alone:
+        if self.folder != training:
             self.write_metrics(training / METRICS)
         result = self.result(progress, examples)
         write_sealed(self.folder / "result.json", result)

@@ -312,11 +312,11 @@ class Ranks(World):
         module: nn.Module,
         device: torch.device,
         blocks: Sequence[nn.ModuleList] = (),
-        some_unused: bool = False,
+        partly_used: bool = False,
     ) -> nn.Module:
         if not self.sharded:
             # Buffers are equal on all ranks; broadcasting them would send the note dictionary in every step.
-            settings = {_BUFFERS: False, "find_unused_parameters": some_unused}
+            settings = {_BUFFERS: False, "find_unused_parameters": partly_used}
             return DistributedDataParallel(module, **settings, gradient_as_bucket_view=True)
         if isinstance(module, FSDPModule):
             return module

@@ -89,13 +89,13 @@ class World:
         module: nn.Module,
         device: torch.device,
         blocks: Sequence[nn.ModuleList] = (),
-        some_unused: bool = False,
+        partly_used: bool = False,
     ) -> nn.Module:
         """The module whose forward passes train `module`, with gradients that are means over the ranks.
 
         Args:
             blocks: lists of submodules, called in their order, that may be sharded one by one.
-            some_unused: steps may use only a part of the parameters, the same on all ranks, and the others then have no
+            partly_used: steps may use only a part of the parameters, the same on all ranks, and the others then have no
                 gradient.
         """
         return module
