@@ -11,6 +11,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
 from fastbert.finetuning.affinity.options import AffinityOptions, check_number_of_groups
 from fastbert.finetuning.batches import EncodedSplit
+from fastbert.finetuning.mixture import MixedStream
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, load_encoder
@@ -19,31 +20,17 @@ from fastbert.finetuning.setup import fingerprint_of_weights
 from fastbert.finetuning.stream import SingleTaskStream, StreamBatch
 from fastbert.finetuning.tasks import Task, is_glue, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
-from fastbert.randomness import permute
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import resolve_device, resolve_precision, setup_machine
 
 _PROBES = 1 << 42  # "epoch" of the first batches of the probes, which no training reaches
 
 
-class AllTasksStream:
-    """The batches of all tasks, in an order that is permuted anew in each epoch.
-
-    Args:
-        parts: in an order that does not depend on the user's.
-    """
-
-    def __init__(self, parts: list[SingleTaskStream], seed: int) -> None:
-        self.parts, self.seed = parts, seed
-        self.batches = sum(part.batches for part in parts)
-
-    def at(self, epoch: int, index: int) -> StreamBatch:
-        number = int(permute(torch.tensor(index), self.batches, self.seed, epoch))
-        for part in self.parts:
-            if number < part.batches:
-                return part.at(epoch, number)
-            number -= part.batches
-        raise IndexError(index)
+def mixed(parts: list[SingleTaskStream], seed: int) -> MixedStream:
+    """Every batch of every task once per epoch."""
+    return MixedStream(
+        {part.head: part for part in parts}, dict.fromkeys((part.head for part in parts), 1.0), 1.0, seed
+    )
 
 
 @dataclass
@@ -62,7 +49,7 @@ class AffinitySetup:
     """Task -> dev split -> its examples; empty without --train."""
     orders: dict[str, tuple[EncodedSplit, ...]]
     """Task -> its training split."""
-    stream: AllTasksStream
+    stream: MixedStream
     """Batches of the training."""
     probe_parts: list[SingleTaskStream]
     """Batches of the probes, of each task."""
@@ -138,7 +125,7 @@ def prepare_affinity(requested: AffinityOptions) -> AffinitySetup:
     settings = (requested.batch_size, requested.seed)
     # Each stream holds the order of its newest epoch, so training and probes have streams of their own.
     parts, probe_parts = ([SingleTaskStream(name, each, *settings) for name, each in orders.items()] for _ in range(2))
-    stream = AllTasksStream(parts, requested.seed)
+    stream = mixed(parts, requested.seed)
     dev = {task.name: dev_of(task, vocabulary, length) for task in tasks} if requested.train else {}
     options = replace(requested, max_length=length, steps=requested.steps or requested.epochs * stream.batches)
     warnings = [*([warning] if warning else []), *(line for task in tasks for line in task.warnings)]
