@@ -1,6 +1,6 @@
 """Custom tasks: their options and files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,11 +111,20 @@ class CustomTaskOptions:
 
 
 class CustomSource:
-    """The files of a custom task; relative paths are searched in the working directory, then in `folder`."""
+    """The files of a custom task; relative paths are searched in the working directory, then in `folder`.
 
-    def __init__(self, options: CustomTaskOptions, folder: Path | None = None) -> None:
+    Args:
+        further: columns that slices read.
+    """
+
+    def __init__(self, options: CustomTaskOptions, folder: Path | None = None, further: Sequence[str] = ()) -> None:
         options.check()
-        self.options = options
+        self.options, self.further = options, tuple(further)
+        if further and KINDS[options.kind].labels_words:
+            raise UserError(
+                f"a slice reads the column {brief(further[0])}, but kind {options.kind} has no further columns; give "
+                "the slice another condition"
+            )
         self.paths: dict[str, Path] = {}
         for split in ("train", "dev", "test"):
             if name := getattr(options, split):
@@ -132,6 +141,7 @@ class CustomSource:
         options = self.options
         text = options.text or TEXT
         others = tuple(name for name in (options.soft, options.weight) if name is not None and split == "train")
+        others += self.further
         return Columns(
             (text,) if options.pair is None else (text, options.pair),
             options.label or LABEL,
@@ -156,7 +166,10 @@ class CustomSource:
         end = len(columns.names) - len(columns.others)
         for _, where, values in read_rows(self.paths[split], columns):
             row = make_row(where, columns.texts, values[:end])
-            yield add_soft_label(row, options.soft, options.weight, values[end:]) if columns.others else row
+            if self.further:
+                row = row._replace(cells=dict(zip(self.further, values[-len(self.further) :], strict=True)))
+            soft = len(columns.others) > len(self.further)
+            yield add_soft_label(row, options.soft, options.weight, values[end:]) if soft else row
 
     def check_rows(self, split: str) -> None:
         """Reads the first row of a split.

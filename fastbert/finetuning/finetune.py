@@ -71,7 +71,7 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS, starts: Map
                 world.first_decides(partial(remove_checkpoints, folder))
                 results[fraction].append(result)
         if world.first:
-            write_results(setup.options, setup.task, setup.precision, out, results, setup.labels)
+            write_results(setup.options, setup.task, setup.precision, out, results, setup.labels, setup.slices)
     return 0
 
 

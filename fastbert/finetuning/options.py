@@ -10,6 +10,7 @@ from fastbert.errors import OptionError, UserError, brief, choose
 from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
 from fastbert.finetuning.glue import GLUE, check_glue_folder
 from fastbert.finetuning.mixture_options import MixtureOptions
+from fastbert.finetuning.slices import load_slices
 from fastbert.finetuning.tasks import Task, check_glue_options, check_task, task_names
 from fastbert.hub.folders import check_model_folder
 from fastbert.inputs import check_folder, open_input, refuse_slash
@@ -53,6 +54,9 @@ class FinetuneOptions:
     """Folder for results.json and a folder for each seed. Finished seeds are not trained again; others continue after
     their last finished epoch."""
     custom: CustomTaskOptions = field(default_factory=CustomTaskOptions, metadata=BOOKKEEPING)
+    slices: str | None = field(default=None, metadata=BOOKKEEPING)
+    """YAML file with `slices`: named subsets of dev on which metrics are reported too. A custom task may have them in
+    its own file."""
     mixture: MixtureOptions = field(default_factory=MixtureOptions, metadata={**BOOKKEEPING, **FLAT})
 
     seeds: Count = field(default=5, metadata=BOOKKEEPING)
@@ -138,6 +142,10 @@ class FinetuneOptions:
         names = stages or task_names(self.task) or ([self.task] if self.mixture.together else None)
         if names is not None and self.custom != CustomTaskOptions():
             raise UserError("--custom... describes one task; among several, give a custom task as a YAML file")
+        if self.slices is not None:
+            if names is not None:
+                raise UserError("--slices is for one task; among several, give a custom task's slices in its YAML file")
+            load_slices(self.slices)
         for name in names or [self.task]:
             try:
                 check_task(name, self.custom)

@@ -10,6 +10,8 @@ from fastbert.files import atomic_file
 from fastbert.finetuning.dev_ensemble import Labels, ensemble_figures
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.saved import fine_tuned_folder
+from fastbert.finetuning.slice_figures import slice_figures, slice_lines
+from fastbert.finetuning.slices import Masks
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_sealed, write_sealed
 from fastbert.report.finetune_page import PAGE, write_results_page
@@ -31,6 +33,7 @@ RESULTS = {
         {
             **{"fraction": float, "seeds": [{"seed": COUNT, "best": EPOCH}], "summary?": {"best": _SUMMARY}},
             "ensemble?": ({str: {str: _NUMBER}}, type(None)),
+            "slices?": ({str: {str: dict}}, type(None)),
         }
     ],
 }
@@ -43,12 +46,14 @@ def write_results(
     out: Path,
     results: dict[float, list[dict[str, Any]]],
     labels: Labels,
+    slices: Masks | None = None,
 ) -> None:
     """Writes results.json and the learning curve, and prints the table.
 
     Args:
         results: fraction of the training split -> results of the seeds.
         labels: of the dev splits, for the ensemble of the seeds.
+        slices: of the dev splits.
     """
     fractions = [
         {
@@ -56,6 +61,11 @@ def write_results(
             "train_examples": seeds[0]["train_examples"],
             "summary": {epoch: summary([seed[epoch]["dev"] for seed in seeds]) for epoch in ("best", "last")},
             "ensemble": ensemble_figures(task, labels, [seed_folder(out, fraction, seed["seed"]) for seed in seeds]),
+            **(
+                {"slices": slice_figures(task, slices, labels, [seed_folder(out, fraction, s["seed"]) for s in seeds])}
+                if slices and any(slices.values())
+                else {}
+            ),
             "seeds": seeds,
         }
         for fraction, seeds in results.items()
@@ -88,6 +98,8 @@ def write_results(
                 lines.append(f"  {part['train_examples']:>8}  {split:<14} {name:<18} {cells}")
     lines += fitted_lines(fractions[-1]["seeds"])
     lines += label_table(fractions[-1]["seeds"])
+    if figures := fractions[-1].get("slices"):
+        lines += slice_lines(figures, task.metrics[0])
     truncated = results[max(results)][0]["truncated"]
     if any(truncated.values()):
         cut = ", ".join(f"{count} of {split}" for split, count in truncated.items() if count)

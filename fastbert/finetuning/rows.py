@@ -1,8 +1,9 @@
 """Rows of a task's tables, with file and line for error messages, and the examples made from them."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from fastbert.errors import UserError
@@ -25,6 +26,8 @@ class Row(NamedTuple):
     soft: Any = None
     """Soft label as in the file: a list, an object, a number, or one of these as JSON text; None if there is none."""
     weight: float = 1.0
+    cells: Mapping[str, Any] = MappingProxyType({})
+    """Further columns that slices read."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Example:
     number."""
     weight: float = 1.0
     """Weight in the training loss, 0 or more. They are divided by their mean over the split."""
+    cells: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Further columns that slices read."""
 
 
 class TaskSource(Protocol):

@@ -4,6 +4,7 @@ experiment."""
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastbert.finetuning.results import Figures, tuned_folder
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import TaskRecord, fine_tuned_folder, load_encoder
 from fastbert.finetuning.scoring import Inputs, encode_inputs
+from fastbert.finetuning.slices import Masks, masks
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.training.apex import check_apex
@@ -46,6 +48,11 @@ class FinetuneSetup:
     def labels(self) -> dict[str, list[Any]]:
         """Dev split -> the label of each example."""
         return {split: inputs.labels for split, inputs in self.dev.items()}
+
+    @cached_property
+    def slices(self) -> Masks:
+        """The examples in each slice of dev."""
+        return {split: masks(self.task.slices, inputs.examples, split) for split, inputs in self.dev.items()}
 
     @property
     def machine(self) -> str:
@@ -89,7 +96,11 @@ def prepare_finetuning(
         check_apex("adamw", device)
     setup_machine(requested.machine, device)
     task = open_task(
-        requested.task, glue_dir=requested.glue_dir, custom=requested.custom, glue_subset=requested.glue_subset
+        requested.task,
+        glue_dir=requested.glue_dir,
+        custom=requested.custom,
+        glue_subset=requested.glue_subset,
+        slices=requested.slices,
     )
     if "train" not in task.splits or not task.dev_splits:
         lacking = "train" if "train" not in task.splits else "dev"
@@ -119,7 +130,9 @@ def prepare_finetuning(
             f"the tokenizer in {pretrained.tokenizer} has {len(vocabulary.tokens)} tokens and {requested.start} "
             f"{pretrained.config.vocab_size}: is it the one the model was trained with?"
         )
-    return FinetuneSetup(options, task, pretrained, vocabulary, train, dev, device, precision, warnings, world)
+    setup = FinetuneSetup(options, task, pretrained, vocabulary, train, dev, device, precision, warnings, world)
+    _ = setup.slices  # refuses a slice without examples
+    return setup
 
 
 def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:

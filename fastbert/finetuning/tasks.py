@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.config import load_yaml
+from fastbert.config import from_dict
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.finetuning.custom import CustomSource, CustomTaskOptions, check_custom_file
 from fastbert.finetuning.glue import GLUE, GlueSource, plain
@@ -16,6 +16,7 @@ from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.metrics import METRICS
 from fastbert.finetuning.rows import Example, TaskSource
+from fastbert.finetuning.slices import Slice, columns_of, load_slices, split_off
 from fastbert.finetuning.table import COLUMNS
 from fastbert.lists import paths, words
 
@@ -37,6 +38,8 @@ class Task:
     splits: dict[str, str]
     """train, dev..., test... -> file or origin of each."""
     source: TaskSource = field(repr=False)
+    slices: tuple[Slice, ...] = ()
+    """Subsets of dev on which metrics are reported."""
     warnings: list[str] = field(default_factory=list, repr=False, compare=False)
     """Warnings from reading the files; `examples` appends to them."""
 
@@ -65,7 +68,9 @@ class Task:
                 label = self.kind.harden(soft_label)
             if label is None and labelled:
                 raise UserError(f"{row.where} has no label; {split} needs one in every row{self.kind.missing_hint}")
-            examples.append(Example(len(examples), row.text, row.pair, label, row.words, soft_label, row.weight))
+            examples.append(
+                Example(len(examples), row.text, row.pair, label, row.words, soft_label, row.weight, row.cells)
+            )
         if not examples:
             raise UserError(f"{self.splits[split]} holds no example; give a file with rows")
         self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
@@ -97,7 +102,11 @@ class Task:
             raise UserError(
                 f"task {self.name}: the model's scores are not finite, training diverged; lower the learning rate"
             )
-        return {name: METRICS[name](*self.kind.compared(name, scores, labels)) for name in self.metrics}
+        return {name: self.measured(name, scores, labels) for name in self.metrics}
+
+    def measured(self, metric: str, scores: np.ndarray, labels: Sequence[Any]) -> float:
+        """One metric, see `measure`."""
+        return METRICS[metric](*self.kind.compared(metric, scores, labels))
 
     def check_scorable(self, labels: Sequence[Any]) -> None:
         """Checks, before any work, that the metrics of a split with these labels are defined.
@@ -124,20 +133,23 @@ def check_task(name: str, custom: CustomTaskOptions) -> None:
         UserError: it is unknown, or a file does not exist.
     """
     if (declared := custom_task(name, custom)) is not None:
-        for path in CustomSource(*declared).paths.values():
+        for path in CustomSource(*declared[:2]).paths.values():
             check_custom_file(path, declared[0].kind)
 
 
-def custom_task(name: str, custom: CustomTaskOptions | None) -> tuple[CustomTaskOptions, Path | None] | None:
-    """Options of the custom task `name` (a YAML file, or any name with the options `custom`), and the folder of the
-    file; None for a GLUE task. Options in `custom` that differ from the defaults override the file.
+def custom_task(
+    name: str, custom: CustomTaskOptions | None
+) -> tuple[CustomTaskOptions, Path | None, tuple[Slice, ...]] | None:
+    """Options of the custom task `name` (a YAML file, or any name with the options `custom`), the folder of the file,
+    and its slices; None for a GLUE task. Options in `custom` that differ from the defaults override the file.
 
     Raises:
         UserError: there is no such task, or a GLUE task has options.
     """
     chosen = given_options(custom)
     if is_yaml(name):
-        return replace(load_yaml(CustomTaskOptions, name), **chosen), Path(name).parent
+        values, where, slices = split_off(name)
+        return replace(from_dict(CustomTaskOptions, values, where), **chosen), Path(name).parent, slices
     if is_glue(name):
         if chosen:
             raise UserError(f"{name} is a GLUE task and takes no {', '.join(chosen)}; rename the custom task")
@@ -145,7 +157,7 @@ def custom_task(name: str, custom: CustomTaskOptions | None) -> tuple[CustomTask
     if not chosen:
         advice = "for a custom task give its YAML file, or --custom.train and --custom.dev"
         raise UserError(f"unknown task {name!r}; {nearest(name, GLUE)}; {advice}")
-    return custom, None
+    return custom, None, ()
 
 
 def is_yaml(name: str) -> bool:
@@ -188,6 +200,7 @@ def open_task(
     glue_dir: str | None = None,
     custom: CustomTaskOptions | None = None,
     glue_subset: bool = False,
+    slices: str | None = None,
 ) -> Task:
     """Opens a task.
 
@@ -197,14 +210,23 @@ def open_task(
             through `datasets`.
         custom: the custom task; options that differ from the defaults override a YAML file.
         glue_subset: accept GLUE files with fewer rows than the official number.
+        slices: YAML file with slices, for a task whose own file has none.
 
     Raises:
         UserError: no such task, file, folder or column; errors in the training file, if labels are learned from it.
     """
-    declared = custom_task(name_or_yaml, custom)
+    declared, given = custom_task(name_or_yaml, custom), () if slices is None else load_slices(slices)
     if declared is None:
-        return _glue_task(plain(name_or_yaml), glue_dir, glue_subset)
-    return _custom_task(Path(name_or_yaml).stem if is_yaml(name_or_yaml) else name_or_yaml, *declared)
+        if columns := columns_of(given):
+            raise UserError(
+                f"{slices}: a slice reads the column {brief(columns[0])}, but GLUE tasks have no further columns; give "
+                "the slice another condition"
+            )
+        return replace(_glue_task(plain(name_or_yaml), glue_dir, glue_subset), slices=given)
+    if given and declared[2]:
+        raise UserError(f"{name_or_yaml} has slices of its own; leave out --slices {slices}")
+    own = (*declared[:2], declared[2] or given)
+    return _custom_task(Path(name_or_yaml).stem if is_yaml(name_or_yaml) else name_or_yaml, *own)
 
 
 def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
@@ -220,8 +242,8 @@ def _glue_task(name: str, folder: str | None, subset: bool) -> Task:
     )
 
 
-def _custom_task(name: str, options: CustomTaskOptions, folder: Path | None) -> Task:
-    source = CustomSource(options, folder)
+def _custom_task(name: str, options: CustomTaskOptions, folder: Path | None, slices: tuple[Slice, ...]) -> Task:
+    source = CustomSource(options, folder, columns_of(slices))
     kind = KINDS[options.kind].declared(name, source)
     task = Task(
         name=options.name or name,
@@ -231,6 +253,7 @@ def _custom_task(name: str, options: CustomTaskOptions, folder: Path | None) -> 
         symmetric=options.symmetric,
         splits={split: str(path) for split, path in source.paths.items()},
         source=source,
+        slices=slices,
     )
     for split in source.paths:
         source.check_rows(split)

@@ -96,7 +96,9 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
         if world.first:
             for setup, each in zip(tasks.setups, results, strict=True):
                 folder = Path(setup.options.out)
-                write_results(setup.options, setup.task, setup.precision, folder, {1.0: each}, setup.labels)
+                write_results(
+                    setup.options, setup.task, setup.precision, folder, {1.0: each}, setup.labels, setup.slices
+                )
             write_table(requested, [setup.options for setup in tasks.setups])
     return train_alone(tasks, world) if requested.mixture.then_single else 0
 

@@ -41,6 +41,7 @@ def write_results_page(out: Path, results: Mapping[str, Any], metrics: Mapping[i
         heading("Seeds"),
         seeds_table(results).html(),
         *_labels(largest["seeds"]),
+        *_slices(largest.get("slices"), results["metrics"]),
         options_section(options),
     ]
     with atomic_file(out / PAGE, "w") as file:
@@ -87,6 +88,31 @@ def _labels(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
             rows.append([label, *map(_text, medians), f"{found[0]['support']:.0f}"])
         table = Table(["label", "precision", "recall", "F1", "support"], rows)
         out += [heading(f"Labels on {split}, medians over the seeds"), table.html()]
+    return out
+
+
+def _slices(figures: Mapping[str, Any] | None, metrics: Sequence[str]) -> list[str]:
+    """The metrics on each slice of dev; none without slices."""
+    out = []
+    for split, slices in (figures or {}).items():
+        rows = []
+        for name, one in slices.items():
+            cells = []
+            for metric in metrics:
+                value = one["metrics"][metric]
+                low, high = ("low", "high") if value else (None, None)
+                cells += [_text(value and value["mean"])]
+                cells += [NOTHING if value is None or value[low] is None else f"{value[low]:.4f} to {value[high]:.4f}"]
+            rows.append([name, f"{one['examples']:,}", *cells])
+        head = ["slice", "examples", *(text for metric in metrics for text in (metric, "95 % interval"))]
+        out += [
+            heading(f"Slices of {split}, means over the seeds"),
+            Table(head, rows).html(),
+            paragraph(
+                "The intervals are for the choice of the examples: Wilson's for accuracy, otherwise percentiles of a "
+                "bootstrap."
+            ),
+        ]
     return out
 
 

@@ -150,7 +150,7 @@ def open_texts(options: WeakLabelOptions) -> Texts:
             "train",
         )
     else:
-        custom, folder = declared
+        custom, folder, _ = declared
         if custom.kind != Classes.name:
             raise UserError(f"the task {options.task} has kind {custom.kind}, and labelling functions vote for classes")
         source = CustomSource(custom, folder)
