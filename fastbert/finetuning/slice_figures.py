@@ -22,7 +22,7 @@ ALL = "all examples"
 
 
 def slice_figures(
-    task: Task, masks: Masks, labels: Labels, folders: Sequence[Path]
+    task: Task, masks: Masks, labels: Labels, folders: Sequence[Path], intervals: bool = True
 ) -> dict[str, dict[str, dict[str, Any]]] | None:
     """dev split -> slice -> number of examples and, for each metric, the mean over the seeds, the value of each seed,
     and a 95 % interval for the choice of the examples. None if a seed has no scores, which is reported.
@@ -32,6 +32,7 @@ def slice_figures(
 
     Args:
         folders: of the seeds.
+        intervals: False leaves them out, which saves time.
 
     Raises:
         UserError: the scores of a seed are damaged or do not fit the labels.
@@ -44,13 +45,15 @@ def slice_figures(
     for split, members in masks.items():
         every = {ALL: np.ones(len(labels[split]), bool), **members}
         found[split] = {
-            name: _figures(task, [seed[split] for seed in seeds], labels[split], np.flatnonzero(mask))
+            name: _figures(task, [seed[split] for seed in seeds], labels[split], np.flatnonzero(mask), intervals)
             for name, mask in every.items()
         }
     return found
 
 
-def _figures(task: Task, seeds: Sequence[np.ndarray], labels: Sequence[Any], rows: np.ndarray) -> dict[str, Any]:
+def _figures(
+    task: Task, seeds: Sequence[np.ndarray], labels: Sequence[Any], rows: np.ndarray, intervals: bool
+) -> dict[str, Any]:
     units = unit_ranges(task, labels)
     one_each = all(len(each) == 1 for each in units)
     metrics: dict[str, Any] = {}
@@ -60,7 +63,9 @@ def _figures(task: Task, seeds: Sequence[np.ndarray], labels: Sequence[Any], row
             metrics[name] = None
             continue
         mean = statistics.fmean(values)
-        if name == "accuracy" and one_each:
+        if not intervals:
+            low = high = None
+        elif name == "accuracy" and one_each:
             low, high = wilson(mean, len(rows))
         else:
             low, high = _bootstrap(task, name, seeds, labels, units, rows)

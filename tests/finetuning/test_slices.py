@@ -83,7 +83,7 @@ def test_the_interval_of_accuracy_is_that_of_scipy() -> None:
 
 def test_metrics_are_those_of_the_predictions(bert, tmp_path, capsys) -> None:
     """On pairs, by hand from the predictions of each seed's model; the slices do not change the training."""
-    flags = make_task(tmp_path, "pairs", train=48, dev=40)
+    make_task(tmp_path, "pairs", train=48, dev=40)
     rows = [json.loads(line) for line in (tmp_path / "dev.jsonl").read_text().splitlines()]
     for split in ("train", "dev"):
         table = [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()]

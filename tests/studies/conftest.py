@@ -45,7 +45,7 @@ def words(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("words")
     make_task(folder, "words", train=64, dev=40)
     path = folder / "words.yaml"
-    path.write_text("train: train.jsonl\ndev: dev.jsonl\n")
+    path.write_text("train: train.jsonl\ndev: dev.jsonl\nslices: [{name: short, max_words: 7}]\n")
     return str(path)
 
 

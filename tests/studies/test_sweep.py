@@ -39,6 +39,7 @@ def test_what_a_sweep_leaves(finished, models, words, tmp_path) -> None:
     report = (finished / "report" / "report.md").read_text()
     assert ensemble_cells(report) == ensembles_by_hand(finished, words)
     assert "tupe compared with narrow" in report
+    assert slice_cells(report) == slices_by_hand(finished, words)
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
     config = json.loads((Path(models["narrow"]) / "config.json").read_text())
     size = f"{config['num_hidden_layers']} x {config['hidden_size']}"
@@ -63,6 +64,27 @@ def ensembles_by_hand(out: Path, words: str) -> dict[str, str]:
         file = Path(row["folder"]) / "run" / f"seed-{row['seed']}" / "dev_scores.safetensors"
         sums[row["model"]] = sums.get(row["model"], 0) + load_file(file)["dev"]
     return {model: f"{100 * (scores.argmax(1) == labels).mean():.2f}" for model, scores in sums.items()}
+
+
+def slice_cells(report: str) -> dict[str, list[str]]:
+    """Checkpoint -> its cells in the row of the slice `short`, from the number of examples."""
+    lines = [line.strip("| ").split("|") for line in report.splitlines() if line.startswith("| words | short ")]
+    return {row[3].strip(): [row[2].strip(), *(cell.strip() for cell in row[4:7])] for row in lines}
+
+
+def slices_by_hand(out: Path, words: str) -> dict[str, list[str]]:
+    dev = [json.loads(line) for line in (Path(words).parent / "dev.jsonl").read_text().splitlines()]
+    short = np.array([len(row["text"].split()) <= 7 for row in dev])
+    labels = np.array([row["label"] == "good" for row in dev])
+    found: dict[str, list[float]] = {}
+    for row in read_rows(out):
+        file = Path(row["folder"]) / "run" / f"seed-{row['seed']}" / "dev_scores.safetensors"
+        right = load_file(file)["dev"].argmax(1) == labels
+        found.setdefault(row["model"], []).append(right[short].mean())
+    assert 5 < short.sum() < 35
+    means = {model: np.mean(values) for model, values in found.items()}
+    apart = {"narrow": "–", "tupe": f"{100 * (means['tupe'] - means['narrow']):+.2f}"}
+    return {model: [str(short.sum()), f"{100 * means[model]:.2f}", "2", apart[model]] for model in means}
 
 
 def test_two_workers_give_what_one_gives(axes, finished, tmp_path, capsys) -> None:

@@ -14,6 +14,7 @@ from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.results import check_best, read_results, seed_folder
 from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
+from fastbert.finetuning.slices import Masks
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_json
 from fastbert.studies.engine.jobs import Job
@@ -81,6 +82,8 @@ class OpenedTask:
     task: Task
     labels: Labels
     """Labels of its dev splits."""
+    slices: Masks
+    """Slices of its dev splits."""
 
 
 def plan_tunings(
@@ -126,6 +129,7 @@ def plan_tunings(
         described=task_columns(setup),
         task=setup.task,
         labels=setup.labels,
+        slices=setup.slices,
     )
 
 
@@ -162,7 +166,11 @@ def check_tuned(row: ResultRow, where: str) -> None:
         check(figures, dict.fromkeys(row["metrics"], (float, type(None))), where, f"last.dev.{split}")
 
 
+def folders_of(rows: Sequence[ResultRow]) -> list[Path]:
+    """Folder of the seed of each job."""
+    return [seed_folder(Path(row["folder"]) / RUN, row["configuration"]["fraction"], row["seed"]) for row in rows]
+
+
 def ensemble_of(rows: Sequence[ResultRow], task: Task, labels: Labels) -> dict[str, dict[str, float]] | None:
     """`ensemble_figures` of the seeds of one model, task and setting, from the rows of their jobs."""
-    folders = [seed_folder(Path(row["folder"]) / RUN, row["configuration"]["fraction"], row["seed"]) for row in rows]
-    return ensemble_figures(task, labels, folders)
+    return ensemble_figures(task, labels, folders_of(rows))

@@ -26,6 +26,7 @@ from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
 from fastbert.studies.shared.grid import AXES, StudyGrid
 from fastbert.studies.shared.report import ReportPage, provenance
 from fastbert.studies.sweep.options import SweepOptions
+from fastbert.studies.sweep.slices_report import slices_table, write_slices
 from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep
 from fastbert.studies.sweep.sweep_report import dev_ensembles, format_job, printed_scores, write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, printed_zero_shot
@@ -114,6 +115,7 @@ def report_sweep(store: ResultStore, name: str, grid: StudyGrid, plan: SweepPlan
     make_inner_folder(folder)
     report = ReportPage(f"Sweep {name}", folder)
     write_sweep_report(report, plan.tables(), comparison, zero_shot, failed, total, ensembles)
+    write_slices(report, slices_table(comparison, plan.opened))
     report.write(provenance(grid.path, grid.threads, done))
     if comparison.trials:
         print(printed_scores(comparison, ensembles))
