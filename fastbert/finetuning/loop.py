@@ -173,16 +173,17 @@ class Tuner:
             self._log((step, {}))
             return
         parts = list(self.updater.world.parts(count, self.options.machine.micro_batch_size or count))
-        weights, counts, signals = {"task": batch.weight}, {"task": batch.units}, self.interrupts.flags
+        counts, signals = batch.counts, self.interrupts.flags
+        weights = dict.fromkeys(counts, batch.weight)
         scalars = self.updater.update(parts, self._forward(batch), weights, counts, self._rate(step), signals)
         before = self._lagged.push(step, scalars)
         self.progress.step += 1
         self._log(before)
 
     def _forward(self, batch: StreamBatch) -> Callable[[nn.Module, slice], dict[str, Tensor]]:
-        """The sum of the losses over a part of the rows of `batch`, for `Updater.update`. Without rows it is zero, and
-        so are its gradients, which all ranks must have."""
-        model = self.updater.module
+        """The sum of the losses of each head over a part of the rows of `batch`, for `Updater.update`. Without rows it
+        is zero, and so are its gradients, which all ranks must have."""
+        model, heads = self.updater.module, list(batch.counts)
         device, kind = next(model.parameters()).device, model.kinds[batch.head]
         keys = row_keys(self.seed, "dropout", self.progress.step, torch.arange(len(batch.rows))).to(device)
 
@@ -190,24 +191,27 @@ class Tuner:
             empty = part.start == part.stop
             part = slice(1) if empty else part
             examples = batch.data.batch(batch.rows[part], device)
-            logits = network(examples, batch.head, keys[part])
+            outputs = network(examples, heads, keys[part])
             targets = examples.labels
             if batch.soft_labels is not None:
                 targets = torch.from_numpy(batch.soft_labels[part]).to(device, non_blocking=True)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            losses = kind.losses(logits, targets)
-            if batch.row_weights is not None:
-                losses = losses * torch.from_numpy(batch.row_weights[part]).to(device, non_blocking=True)
-            loss = losses.sum()
-            return {"task": 0.0 * loss if empty else loss}
+            found = {}
+            for head, logits in zip(heads, outputs, strict=True):
+                losses = kind.losses(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+                for factor in (batch.row_weights, batch.slices.get(head)):
+                    if factor is not None:
+                        losses = losses * torch.from_numpy(factor[part]).to(device, non_blocking=True)
+                found[head] = 0.0 * losses.sum() if empty else losses.sum()
+            return found
 
         return forward
 
     def _settle(self) -> None:
         """Lets the ranks arrange their messages before the first step, see `fastbert.training.step.settle`."""
         if self.updater.world.size > 1:
-            forward = self._forward(self.stream.at(self.progress.epoch, 0))
-            self.updater.add_gradient(slice(0, 0), forward, {"task": 1.0}, {"task": 1}, last=True)
+            batch = self.stream.at(self.progress.epoch, 0)
+            ones = dict.fromkeys(batch.counts, 1)
+            self.updater.add_gradient(slice(0, 0), self._forward(batch), ones, ones, last=True)
             self.updater.optimizer.zero_grad()
 
     def _log(self, scalars: tuple[int, dict[str, float]] | None) -> None:

@@ -1,6 +1,6 @@
 """An encoder with a head for each task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -30,17 +30,17 @@ class TaskModel(nn.Module):
     def head(self, name: str) -> nn.Module:
         return self.heads[module_name(name)]
 
-    def forward(self, batch: TaskBatch, head: str, row_keys: Tensor | None = None) -> Tensor:
-        """Logits of a head; with dropout if `row_keys` (int32 [B]) are given."""
-        layers = self.head(head)
+    def forward(self, batch: TaskBatch, heads: Sequence[str], row_keys: Tensor | None = None) -> list[Tensor]:
+        """Logits of each head, all of tasks of one kind; with dropout if `row_keys` (int32 [B]) are given."""
+        layers = [self.head(name) for name in heads]
         hidden = self.encoder(
             batch.input_ids,
             attention_mask=batch.attention_mask,
             token_type_ids=batch.token_type_ids,
             row_keys=row_keys,
-            only=layers.reads,
+            only=layers[0].reads,
         )
-        return layers(hidden, row_keys)
+        return [one(hidden, row_keys) for one in layers]
 
 
 def module_name(task: str) -> str:

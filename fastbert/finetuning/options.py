@@ -95,6 +95,9 @@ class FinetuneOptions:
     """Read pairs in both orders, for tasks in which the order has no meaning: training samples one order for each pair
     and epoch, without additional cost, and predictions are the mean over both."""
 
+    slice_heads: bool = False
+    """Train a head for each slice next to that of the task, on the examples in it (MMTL); only the task's head
+    predicts. An ablation: its authors' own experiments show no gain."""
     worst: Natural = field(default=50, metadata=BOOKKEEPING)
     """Number of dev examples with the highest loss to write to errors.jsonl."""
     save_model: bool = field(default=True, metadata=BOOKKEEPING)

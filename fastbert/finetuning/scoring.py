@@ -74,7 +74,7 @@ def predict_scores(
                 if index % world.size == world.rank:
                     batch = encoded.batch(rows, device)
                     with autocast(device, precision):
-                        logits = model(batch, head)
+                        (logits,) = model(batch, [head])
                     scores = kind.scores(logits if batch.scored is None else logits[batch.scored])
                     out[encoded.units_in(rows)] += scores.cpu().numpy() / len(inputs.orders)
                 shown.update(shown.done + len(rows))

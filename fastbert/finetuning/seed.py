@@ -14,6 +14,7 @@ from fastbert.errors import UserError
 from fastbert.files import disk_errors, remove, remove_leftovers
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.folder import write_options
+from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
 from fastbert.finetuning.mixture import MixedStream
 from fastbert.finetuning.model import TaskModel, new_task_model
@@ -22,6 +23,7 @@ from fastbert.finetuning.results import EPOCH
 from fastbert.finetuning.saved import fine_tuned_folder
 from fastbert.finetuning.scoring import encode_inputs
 from fastbert.finetuning.setup import FinetuneSetup, task_record
+from fastbert.finetuning.slices import masks, slice_head
 from fastbert.finetuning.stream import SingleTaskStream
 from fastbert.finetuning.task_epochs import TaskEpochs
 from fastbert.records import check
@@ -70,6 +72,15 @@ class Training:
     def setup(self) -> FinetuneSetup:
         return self.parts[0].setup
 
+    def heads(self) -> dict[str, TaskKind]:
+        """The kind of each head: those of the tasks and, if they are trained, of their slices."""
+        found = {part.name: part.setup.task.kind for part in self.parts}
+        for part in self.parts:
+            if part.setup.options.slice_heads:
+                task = part.setup.task
+                found |= {slice_head(part.name, one.name): task.kind for one in task.slices}
+        return found
+
 
 def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrupts) -> list[dict[str, Any]] | None:
     """Trains one seed in its folder, from its newest checkpoint if there is one. Of several ranks, only the first
@@ -91,18 +102,21 @@ def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrup
             this = {"seeds": 1, "first_seed": seed, "train_fraction": str(part.fraction), "out": str(part.folder)}
             write_options(part.folder, replace(part.setup.options, **this))
     checkpoint = on_all_ranks(world, found)
-    tasks = []
+    tasks, slices = [], {}
     for part in parts:
         train = part.setup.train
         examples = [train[row] for row in subset(len(train), part.fraction)]
         record = task_record(part.setup.options, part.setup.task, seed, {})
         data = encode_inputs(examples, setup.vocabulary, record)
+        if part.setup.options.slice_heads:
+            found = masks(part.setup.task.slices, examples, f"train of {part.name}")
+            slices[part.name] = {slice_head(part.name, name): mask for name, mask in found.items()}
         tasks.append(TaskEpochs(part.setup, data, part.folder, seed, alone=len(parts) == 1))
     updater = build_updater(training, seed)
     if world.first:
         check_disk(folder, updater.module, options.save_model * len(parts), checkpoint is not None)
     streams = {
-        part.name: SingleTaskStream(part.name, task.train.orders, options.batch_size, seed)
+        part.name: SingleTaskStream(part.name, task.train.orders, options.batch_size, seed, slices.get(part.name))
         for part, task in zip(parts, tasks, strict=True)
         if part.weight
     }
@@ -180,9 +194,10 @@ def build_updater(training: Training, seed: int) -> Updater:
     """Builds the model of a seed, with new heads, and its optimizer."""
     setup = training.setup
     options, world = setup.options, setup.world
+    kinds = training.heads()
     model = new_task_model(
         setup.pretrained,
-        {part.name: part.setup.task.kind for part in training.parts},
+        kinds,
         seed,
         dropout=options.dropout,
         attention_dropout=options.attention_dropout,
@@ -196,7 +211,7 @@ def build_updater(training: Training, seed: int) -> Updater:
         setup.device,
         options.machine.apex,
     )
-    network = world.distributed(model, setup.device, partly_used=len(training.parts) > 1)
+    network = world.distributed(model, setup.device, partly_used=len(kinds) > 1)
     return Updater(model, optimizer, options.clip_norm, setup.precision, world, network)
 
 

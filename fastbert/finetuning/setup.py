@@ -132,13 +132,27 @@ def prepare_finetuning(
         )
     setup = FinetuneSetup(options, task, pretrained, vocabulary, train, dev, device, precision, warnings, world)
     _ = setup.slices  # refuses a slice without examples
+    if options.slice_heads:
+        check_slice_heads(setup)
     return setup
+
+
+def check_slice_heads(setup: FinetuneSetup) -> None:
+    """Raises a UserError if the slices of the task cannot have heads."""
+    task = setup.task
+    if not task.slices:
+        raise UserError(f"the task {task.name} has no slices for --slice-heads; add them, or leave it out")
+    if task.kind.labels_words:
+        raise UserError(f"--slice-heads is for tasks with a label for each text, and {task.name} labels words")
+    for fraction in setup.options.fractions():
+        masks(task.slices, [setup.train[row] for row in subset(len(setup.train), fraction)], "train")
 
 
 def describe_finetuning(setup: FinetuneSetup) -> dict[str, Any]:
     """Everything that the results depend on, by name."""
     return {
         **science(setup.options),
+        **({"slices": str(setup.task.slices)} if setup.options.slice_heads else {}),
         "labels": list(setup.task.kind.labels),
         "metrics": list(setup.task.metrics),
         "model": fingerprint_of_weights(setup.pretrained),

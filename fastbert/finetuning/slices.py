@@ -168,5 +168,10 @@ def masks(slices: Sequence[Slice], examples: Sequence[Example], where: str) -> d
     return found
 
 
+def slice_head(task: str, name: str) -> str:
+    """Name of the head of a slice."""
+    return f"{task}, slice {name}"
+
+
 Masks = Mapping[str, Mapping[str, np.ndarray]]
 """Dev split -> slice -> bool [N], the examples in it."""

@@ -129,4 +129,4 @@ def test_a_head_gets_the_hidden_states_that_it_reads() -> None:
     )
     hidden = model.encoder(batch.input_ids, attention_mask=batch.attention_mask)
     assert hidden.shape == (1, 6, 32)
-    torch.testing.assert_close(model(batch, "whole"), hidden.mean(1)[:, :2])
+    torch.testing.assert_close(model(batch, ["whole"])[0], hidden.mean(1)[:, :2])

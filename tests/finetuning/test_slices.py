@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from scipy.stats import binomtest
 
 from fastbert.errors import UserError
+from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.slice_figures import ALL, wilson
 from fastbert.finetuning.slices import Slice, load_slices, masks
 from tests.finetuning.conftest import finetune, make_glue, make_task, results
+from tests.finetuning.test_resume import Killed, bytes_of, killed
 from tests.finetuning.test_tokens import make_sentences
 from tests.flags import main
 
@@ -161,3 +164,30 @@ def test_slices_of_glue_and_of_words(bert, tmp_path, capsys) -> None:
     (part,) = results(tmp_path / "tokens")["fractions"]
     whole = part["slices"]["dev"][ALL]["metrics"]["entity_f1"]
     assert whole["mean"] == pytest.approx(part["summary"]["best"]["dev"]["entity_f1"]["mean"])
+
+
+def test_heads_of_slices_train_with_the_task_and_are_not_saved(bert, tmp_path, capsys, monkeypatch) -> None:
+    """The encoder learns from them; a killed training continues exactly; the model has the task's head alone."""
+    flags = make_task(tmp_path, "pairs", train=48, dev=20)
+    (tmp_path / "s.yaml").write_text("slices: [{name: short, max_words: 9}, {name: long, min_words: 20}]")
+    with_heads = [*flags, "--slices", str(tmp_path / "s.yaml"), "--slice-heads"]
+    more = ("--epochs", "2", "--custom.metrics", "auc")
+    assert finetune(bert, with_heads, tmp_path / "whole", *more) == 0
+    assert finetune(bert, flags, tmp_path / "without", *more) == 0
+    models = {}
+    for name in ("whole", "without"):
+        models[name] = load_file(tmp_path / name / "seed-0" / "model" / "model.safetensors")
+    assert models["whole"].keys() == models["without"].keys()
+    assert any(not np.array_equal(models["whole"][key], models["without"][key]) for key in models["whole"])
+    with monkeypatch.context() as patch:
+        killed(patch, Tuner, "train_step", 4)
+        with pytest.raises(Killed):
+            finetune(bert, with_heads, tmp_path / "out", *more)
+    assert finetune(bert, with_heads, tmp_path / "out", *more) == 0
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+    capsys.readouterr()
+    assert finetune(bert, [*flags, "--slice-heads"], tmp_path / "no") == 2
+    assert "the task pairs has no slices for --slice-heads" in capsys.readouterr().err
+    (tmp_path / "s.yaml").write_text("slices: [{name: short, max_words: 10}]")
+    assert finetune(bert, with_heads, tmp_path / "whole", *more) == 2
+    assert "holds the results of another experiment" in capsys.readouterr().err

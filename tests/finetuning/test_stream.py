@@ -23,7 +23,7 @@ from fastbert.finetuning.stream import SingleTaskStream, StreamBatch, batch_of
 from fastbert.finetuning.task_heads import PooledHead
 from fastbert.model.encoder import initialize
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.logbook import Logbook, read_metrics
+from fastbert.training.logbook import Logbook, NoLogbook, read_metrics
 from fastbert.training.options import OptimizerOptions, ScheduleOptions, TrainingMachineOptions
 from fastbert.training.step import Updater
 from fastbert.training.world import World
@@ -84,7 +84,7 @@ def test_two_tasks_train_together_by_their_own_losses_and_weights(tmp_path) -> N
     losses, still = [], {}
     for part in stream.parts * 2:
         batch = part.data.batch(part.rows)
-        logits = theirs(batch, part.head)
+        (logits,) = theirs(batch, [part.head])
         if part.head == "topic":
             loss = 0.5 * -(torch.from_numpy(part.soft_labels) * logits.log_softmax(-1)).sum(-1).mean()
         else:
@@ -132,6 +132,44 @@ def test_the_loss_is_the_mean_over_the_rows_with_a_label() -> None:
     assert data.weights.tolist() == [0.75, 0.0, 2.25] * 2
     batch = batch_of(data, np.array([5, 1, 3]), "topic")
     assert batch.row_weights.tolist() == [2.25, 0.0, 0.75] and batch.units == 2 and batch.soft_labels is None
+
+
+def test_a_slice_has_a_head_of_its_own_in_the_same_batch() -> None:
+    """In closed form: the task's mean over all rows, and the slice's over its rows; a batch without such a row has no
+    loss for that head, and leaves it as it is."""
+    kind, name = TASKS["topic"], "topic, slice s"
+    tasks = {"topic": kind, name: kind}
+    model = TaskModel(tiny_config(dropout=0.0, attention_dropout=0.0), tasks)
+    initialize(model, 0, 0.1)
+    theirs = copy.deepcopy(model)
+    data, mask = encoded(kind, [0, 1, 2, 0, 1]), np.array([True, False, False, True, False])
+    batch = StreamBatch(data, np.array([4, 0, 2, 1, 3]), "topic", 0.5, slices={name: mask[[4, 0, 2, 1, 3]]})
+    assert batch.counts == {"topic": 5, name: 2}
+    settings = OptimizerOptions(eps=1.0, weight_decay=0.0)
+    device = torch.device("cpu")
+    optimizer = build_scaled_optimizer(model.named_parameters(), model.encoder.config, settings, 1.0, device)
+    options = FinetuneOptions(
+        epochs=1, learning_rate=0.1, schedule=ScheduleOptions(name="constant", warmup=0.0),
+        machine=TrainingMachineOptions(micro_batch_size=2),
+    )  # fmt: skip
+    tuner = Tuner(Updater(model, optimizer, 0.0, "fp32"), Alternating(), options, 0, NoLogbook())
+    tuner.train_step(batch)
+    reference = torch.optim.AdamW(
+        theirs.parameters(), lr=0.1, betas=(settings.beta1, settings.beta2), eps=1.0, weight_decay=0.0
+    )
+    inputs = data.batch(batch.rows)
+    whole, part = theirs(inputs, ["topic", name])
+    inside = torch.tensor([1, 4])  # the rows 0 and 3 of the split
+    loss = 0.5 * F.cross_entropy(whole, inputs.labels) + 0.5 * F.cross_entropy(part[inside], inputs.labels[inside])
+    loss.backward()
+    reference.step()
+    for (key, mine), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=key)
+    before = copy.deepcopy(model.head(name).state_dict())
+    empty = replace(batch, slices={name: np.zeros(5, bool)})
+    assert empty.counts == {"topic": 5}
+    tuner.train_step(empty)
+    assert all(torch.equal(before[key], value) for key, value in model.head(name).state_dict().items())
 
 
 def test_ranks_divide_the_rows_of_a_batch(tmp_path) -> None:

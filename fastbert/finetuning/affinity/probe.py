@@ -104,7 +104,7 @@ def loss_part(
     """The part of the mean loss of `batch` that its rows `part` have, as `Tuner.train_step` defines it, with other
     `weights` in the model."""
     examples = batch.data.batch(batch.rows[part], device)
-    logits = functional_call(model, weights, (examples, batch.head, keys[part]))
+    (logits,) = functional_call(model, weights, (examples, [batch.head], keys[part]))
     targets = examples.labels
     if batch.soft_labels is not None:
         targets = torch.from_numpy(batch.soft_labels[part]).to(logits)

@@ -80,7 +80,7 @@ def tuner_of(model: TaskModel) -> Tuner:
 def losses_of(model: torch.nn.Module, batches: list[StreamBatch]) -> list[torch.Tensor]:
     """The three losses by torch's functions."""
     topic, score, soft = (
-        model(b.data.batch(b.rows), b.head, k) for b, k in zip(batches, keys_of(batches), strict=True)
+        model(b.data.batch(b.rows), [b.head], k)[0] for b, k in zip(batches, keys_of(batches), strict=True)
     )
     targets = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], dtype=torch.float32).double()
     return [
