@@ -151,9 +151,9 @@ def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkey
     real = TaskModel.forward
     for micro, keys in given.items():
 
-        def forward(self, batch, head, row_keys=None, keys=keys):
+        def forward(self, batch, heads, row_keys=None, keys=keys):
             keys += [] if row_keys is None else [row_keys]
-            return real(self, batch, head, row_keys)
+            return real(self, batch, heads, row_keys)
 
         monkeypatch.setattr(TaskModel, "forward", forward)
         more = ("--first-seed", "3", "--epochs", "2", "--machine.micro-batch-size", str(micro), "--no-save-model")
@@ -167,7 +167,7 @@ def test_dropout_is_new_in_every_step_row_and_site(bert, words, tmp_path, monkey
     sites = []
     monkeypatch.setattr(task_heads, "combine", lambda keys, site: sites.append(site) or keys)
     rows = TaskBatch(torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool), None, None)
-    model(rows, "words", torch.arange(2, dtype=torch.int32))
+    model(rows, ["words"], torch.arange(2, dtype=torch.int32))
     assert len(sites) == 1 and not encoder & {*sites}
 
 
