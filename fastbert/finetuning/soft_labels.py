@@ -8,6 +8,7 @@ from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.rows import Row, number_in
 from fastbert.records import parse_json
 
+LARGEST = 1e30  # of weights and soft labels of numbers, so that sums in float64 and values in float32 are finite
 TOLERANCE = 1e-3  # of the sum of probabilities, which files round
 
 
@@ -20,7 +21,7 @@ def add_soft_label(row: Row, soft: str | None, weight: str | None, cells: Sequen
         cells: the cells of these columns that exist, in this order.
 
     Raises:
-        UserError: a cell is empty, or the weight is not a number of 0 or more.
+        UserError: a cell is empty, or the weight is not a number from 0 to `LARGEST`.
     """
     rest = list(cells)
     if soft is not None:
@@ -30,9 +31,9 @@ def add_soft_label(row: Row, soft: str | None, weight: str | None, cells: Sequen
         row = row._replace(soft=cell)
     if weight is not None:
         number = number_in(rest[0])
-        if number is None or not math.isfinite(number) or number < 0:
+        if number is None or not 0 <= number <= LARGEST:
             raise UserError(
-                f"{row.where}: the weight {brief(rest[0])} in {weight!r} is not a finite number of 0 or more; fix it"
+                f"{row.where}: the weight {brief(rest[0])} in {weight!r} is not a number from 0 to {LARGEST:g}; fix it"
             )
         row = row._replace(weight=number)
     return row
@@ -66,7 +67,7 @@ def probabilities(row: Row, labels: Sequence[str]) -> tuple[float, ...]:
     values = [number_in(cell) for cell in cells]
     if not all(value is not None and math.isfinite(value) and value >= 0 for value in values):
         raise UserError(f"{where} has a probability that is not a finite number of 0 or more; fix it")
-    total = math.fsum(values)
+    total = math.fsum(values) if max(values) <= 1 + TOLERANCE else sum(values)  # fsum raises where sum is infinite
     if abs(total - 1.0) > TOLERANCE:
         raise UserError(f"{where} sums to {total:.6g}; make the probabilities sum to 1")
     return tuple(value / total for value in values)
@@ -76,11 +77,13 @@ def soft_number(row: Row) -> float:
     """The soft label of a row with kind number.
 
     Raises:
-        UserError: it is not a finite number.
+        UserError: it is not a number of at most `LARGEST`.
     """
     value = number_in(row.soft)
-    if value is None or not math.isfinite(value):
-        raise UserError(f"{row.where}: the soft label {brief(row.soft)} is not a finite number; fix it")
+    if value is None or not abs(value) <= LARGEST:
+        raise UserError(
+            f"{row.where}: the soft label {brief(row.soft)} is not a number from {-LARGEST:g} to {LARGEST:g}; fix it"
+        )
     return value
 
 

@@ -14,7 +14,8 @@ from fastbert.finetuning.table import Summary, glue_lines, glue_table, with_ense
 from fastbert.finetuning.tasks import is_glue, open_task
 from fastbert.outputs import check_output_folder
 
-TABLE = "glue.md"
+TABLE, OPTIONS = "glue.md", "config.yaml"
+"""Files in --out, next to the folders of the tasks."""
 
 
 def write_table(requested: FinetuneOptions, parts: list[FinetuneOptions]) -> None:
@@ -61,7 +62,7 @@ def each_task(
                 raise UserError(
                     f"a task called {task.name} is given twice; leave one out, or rename one in its YAML file"
                 )
-            if Path(task.name).name != task.name:
+            if Path(task.name).name != task.name or task.name.startswith(".") or task.name in (TABLE, OPTIONS):
                 raise UserError(f"{task.name!r} is not a name for a folder; rename the task in its YAML file")
             folder = Path(requested.out) / folder_name(number, task.name)
             symmetric = requested.symmetric and task.symmetric and task.is_pair

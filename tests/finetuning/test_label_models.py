@@ -105,3 +105,12 @@ def test_triplets_needs_three_functions_that_vote_together() -> None:
     votes[50:, 0] = votes[:50, 1:] = ABSTAIN
     with pytest.raises(UserError, match="function 1 votes together with no two others"):
         fit("triplets", votes, 2, None)
+
+
+@pytest.mark.parametrize("name", ["majority", "em"])
+def test_a_label_without_a_vote_in_train_may_have_all_votes_in_dev(name) -> None:
+    model = fit(name, np.array([[0, 0], [0, ABSTAIN]]), 2, None)
+    found = model.probabilities(np.array([[1, 1], [0, 1], [0, 0]]))
+    np.testing.assert_allclose(found.sum(axis=1), 1.0)
+    assert found[1, 0] > 0.999 and found[2, 0] > 0.999
+    assert name == "em" or found[0, 1] == 1.0

@@ -120,8 +120,9 @@ def test_refusals_come_before_any_training(bert, glue, words, tmp_path, capsys) 
     refuses("max_length 99 is longer than the 30 positions", more=("--max-length", "99"))
     refuses("there is no folder", more=("--model", str(tmp_path / "nowhere")))
     path = tmp_path / "odd.yaml"
-    path.write_text(f"name: a/b\ntrain: {words[3]}\ndev: {words[5]}\n")
-    refuses("'a/b' is not a name for a folder", task=f"rte,{path}")
+    for name in ("a/b", "..", ".lock", "config.yaml", "glue.md"):  # the last three are files in --out
+        path.write_text(f"name: {name}\ntrain: {words[3]}\ndev: {words[5]}\n")
+        refuses(f"{name!r} is not a name for a folder", task=f"rte,{path}")
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")

@@ -62,8 +62,10 @@ def test_a_soft_label_of_a_number_is_a_number(tmp_path) -> None:
         ({"p": "[0.5"}, "damaged"),
         ({"p": None}, "is missing"),
         ({}, "no column 'p'"),
-        ({"p": [0, 1], "w": -1}, "0 or more"),
-        ({"p": [0, 1], "w": None}, "finite number of 0 or more"),
+        ({"p": [0, 1], "w": -1}, "number from 0 to"),
+        ({"p": [0, 1], "w": None}, "number from 0 to 1e\\+30"),
+        ({"p": [0, 1], "w": 1e308}, "number from 0 to 1e\\+30"),  # two of them have an infinite sum
+        ({"p": [1e308, 1e308]}, "sums to inf"),
     ],
 )
 def test_invalid_soft_labels_and_weights_are_reported_with_their_line(tmp_path, row, words) -> None:

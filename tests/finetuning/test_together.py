@@ -170,6 +170,8 @@ def test_the_order_of_the_tasks_changes_nothing_and_weight_0_leaves_a_head_alone
     for name in tasks:
         assert bytes_of_task(tmp_path / "order" / name) == bytes_of_task(mixed / name)
     assert together(bert, tasks, "pairs numbers words", tmp_path / "w", "--weights", "numbers=0,pairs=2") == 0
+    rows = (tmp_path / "w" / "seed-0" / "metrics.jsonl").read_text().splitlines()
+    assert len([row for row in rows if json.loads(row)["split"] == "train"]) == 2 * (5 + 3)  # no steps of numbers
     kinds = {name: load_task_model(tmp_path / "w" / name / "seed-0").record.kind for name in ("numbers", "words")}
     settings = {"dropout": 0.1, "attention_dropout": 0.1, "kernels": "auto"}
     new = new_task_model(load_encoder(bert), kinds, 0, **settings)

@@ -76,6 +76,8 @@ def test_predictions_vote_if_they_are_sure(tmp_path) -> None:
     [
         ("keywords: {fine: [x]}", r"line 2: function 'one': the task has no label 'fine'"),
         ("keywords: {good: []}", "needs a list"),
+        ("keywords: {bad: [no, not]}", "keywords has False, which is not a text; put it in quotes"),
+        (f"keywords: {{bad: {'x' * 300}}}", "word list x+.* too long"),
         ("keywords: [good]", "mapping from labels"),
         ("regex: {good: '('}", "pattern '\\(' is invalid"),
         ("{regex: {good: x}, column: c}", "exactly one of"),

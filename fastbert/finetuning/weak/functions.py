@@ -11,6 +11,7 @@ A file of functions is a mapping `functions` from names to one of these forms, w
 Words and patterns are searched in the text, and in the second text of a pair, without regard to case.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -239,12 +240,18 @@ class Reader:
         """A list of words or patterns, which may be numbers in YAML."""
         if not isinstance(given, list) or not given:
             raise UserError(f"{key} needs a list for each label, not {brief(given)}")
-        if bad := [one for one in given if not isinstance(one, str | int | float) or not str(one).strip()]:
+        if bad := [one for one in given if _is_no_text(one)]:
             raise UserError(f"{key} has {brief(bad[0])}, which is not a text; put it in quotes")
         return [str(one) for one in given]
 
     def path(self, name: str) -> Path:
-        return Path(name) if Path(name).exists() or not (self.folder / name).exists() else self.folder / name
+        inside = self.folder / name  # os.path.exists is false for a name that is too long, where Path.exists raises
+        return inside if os.path.exists(inside) and not os.path.exists(name) else Path(name)
+
+
+def _is_no_text(value: Any) -> bool:
+    """True for what no word or pattern is meant by, such as false, as which YAML reads the words no and off."""
+    return isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip()
 
 
 def cell_text(value: Any) -> str | None:

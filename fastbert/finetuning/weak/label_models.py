@@ -44,7 +44,8 @@ class LabelModel:
         labels = len(self.balance)
         counts = np.stack([(votes == label).sum(axis=1) for label in range(labels)], axis=1)
         if self.accuracies is None:
-            weights = (counts == counts.max(axis=1, keepdims=True)) * self.balance
+            # A label without any training vote has an estimated fraction of 0, and may have all votes of an example.
+            weights = (counts == counts.max(axis=1, keepdims=True)) * np.maximum(self.balance, np.finfo(float).tiny)
             return weights / weights.sum(axis=1, keepdims=True)
         logs = np.log(np.maximum(self.balance, np.finfo(float).tiny)) + log_likelihoods(votes, self.accuracies, labels)
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
