@@ -17,8 +17,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # By default Ray's workers wait for all other processes, and their tests for them.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-# What fastbert remembers goes to a cache of this process; matplotlib's fonts and the hub's files stay where they are.
+# What fastbert remembers goes to a cache of this process; matplotlib's fonts, compiled code and the hub's files stay.
 os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
 os.environ["HF_HOME"] = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fastbert-tests-")
 
@@ -44,6 +45,7 @@ SLOWEST = (
     "pretraining/test_resume.py",
     "test_extending.py",
     "test_on_gpu.py",
+    "pretraining/test_machine_options.py",
     "studies/test_ray.py",
 )
 

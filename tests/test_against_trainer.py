@@ -111,7 +111,7 @@ def test_words_with_labels_have_equal_losses_and_comparable_scores(script, commo
     for split, count in (("train", 64), ("dev", 12)):
         text = make_sentences(random.Random(split), count).replace("\n\n", "\n\ufe0f\tO\n\n", 1)
         (tmp_path / f"{split}.conll").write_text(text)
-    task = tmp_path / "tags.yaml"
+    task = tmp_path / "entities.yaml"
     task.write_text("kind: tokens\ntrain: train.conll\ndev: dev.conll\n")
     flags = common[common.index("--model") :]
     arguments = script.parse(
@@ -123,7 +123,7 @@ def test_words_with_labels_have_equal_losses_and_comparable_scores(script, commo
     same = ["--learning-rate", "1e-9", "--label", "x"]  # of the same weights, so but for that word equal scores
     script.quality(script.parse(["quality", *flags, "--tasks", str(task), "--seeds", "1", *same, "--out", str(out)]))
     rows = script.read_lines(out)
-    assert [script.key(row) for row in rows] == [(0, "tags (x)", "fastbert"), (0, "tags (x)", "trainer")]
+    assert [script.key(row) for row in rows] == [(0, "entities (x)", "fastbert"), (0, "entities (x)", "trainer")]
     ours, theirs = (row["dev"]["dev"] for row in rows)
     assert ours["entity_f1"] > 0.02 and ours["entity_f1"] == pytest.approx(theirs["entity_f1"], abs=0.02)
     assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.02)

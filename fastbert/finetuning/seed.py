@@ -115,6 +115,7 @@ def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrup
     updater = build_updater(training, seed)
     if world.first:
         check_disk(folder, updater.module, options.save_model * len(parts), checkpoint is not None)
+    trained = [task for part, task in zip(parts, tasks, strict=True) if part.weight]
     streams = {
         part.name: SingleTaskStream(part.name, task.train.orders, options.batch_size, seed, slices.get(part.name))
         for part, task in zip(parts, tasks, strict=True)
@@ -123,7 +124,7 @@ def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrup
     stream = MixedStream(streams, {part.name: part.weight for part in parts}, training.temperature, seed)
     steps = options.epochs * stream.batches
     names = " and ".join(filter(None, [", ".join(part.name for part in parts[:-1]), parts[-1].name]))
-    echo(f"{names}, seed {seed}: {described(tasks)}, {steps} steps; {setup.machine}")
+    echo(f"{names}, seed {seed}: {described(trained)}, {steps} steps; {setup.machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
     experiment = science(options) | {"seed": seed, "train_fraction": parts[0].fraction}
     with Logbook(folder, steps, options=experiment, **resumed) if world.first else NoLogbook() as logbook:
@@ -141,7 +142,7 @@ def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrup
                 f"{task.name}, seed {seed}: training diverged: weights or scores on dev were not finite in any of "
                 f"the {options.epochs} epochs{ADVICE}"
             )
-    return world.first_decides(lambda: [task.finish(tuner.progress, folder, examples_of(tasks)) for task in tasks])
+    return world.first_decides(lambda: [task.finish(tuner.progress, folder, examples_of(trained)) for task in tasks])
 
 
 def examples_of(tasks: Sequence[TaskEpochs]) -> int:

@@ -83,12 +83,13 @@ def open_encoder(requested: FinetuneOptions) -> Pretrained:
 
 
 def prepare_finetuning(
-    requested: FinetuneOptions, world: World = ONE_PROCESS, encoder: Pretrained | None = None
+    requested: FinetuneOptions, world: World = ONE_PROCESS, encoder: Pretrained | None = None, alone: bool = True
 ) -> FinetuneSetup:
     """Opens machine, model, task and texts, and checks everything that can be checked before training.
 
     Args:
         encoder: of the options, if it is open already.
+        alone: False if the task is not trained alone, so that its own number of steps does not matter.
     """
     device = device_of_rank(requested.machine.device, world)
     precision, warning = resolve_precision(requested.machine.precision, device)
@@ -123,7 +124,8 @@ def prepare_finetuning(
                 f"the task {task.name}: all weights of the {len(rows)} training examples are 0; give examples to learn "
                 "from a weight above 0"
             )
-        learning_rate_factor(options.schedule, 0, options.steps(len(rows)))  # refuses a warm-up that is too long
+        if alone:
+            learning_rate_factor(options.schedule, 0, options.steps(len(rows)))  # refuses a warm-up that is too long
     warnings = [*([warning] if warning else []), *task.warnings]
     if len(vocabulary.tokens) < pretrained.config.vocab_size:
         warnings.append(

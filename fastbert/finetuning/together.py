@@ -18,13 +18,14 @@ from fastbert.config import digest
 from fastbert.errors import UserError
 from fastbert.files import locked_folder
 from fastbert.finetuning.finetune import check_same_on_all_ranks, finetune, remove_checkpoints
-from fastbert.finetuning.folder import check_results_folder, open_folder, write_options
+from fastbert.finetuning.folder import check_other_files, check_results_folder, open_folder, write_options
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
 from fastbert.finetuning.seed import Part, Training, train_seed
 from fastbert.finetuning.setup import FinetuneSetup, describe_finetuning, open_encoder, prepare_finetuning
 from fastbert.finetuning.tasks import task_names
 from fastbert.finetuning.tasks_folder import check_tasks_folder, each_task, write_table
+from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.schedules import learning_rate_factor
@@ -120,7 +121,11 @@ def prepare_together(requested: FinetuneOptions, world: World) -> Together:
     setups: dict[str, FinetuneSetup] = {}
 
     def check(options: FinetuneOptions) -> None:
-        setup = prepare_finetuning(options, world, encoder)
+        setup = prepare_finetuning(options, world, encoder, alone=requested.mixture.then_single)
+        if requested.mixture.then_single:
+            single = Path(requested.out) / THEN_SINGLE / setup.task.name
+            check_output_folder(single)
+            check_other_files(single)
         setups[setup.task.name] = setup
 
     each_task(requested, names, check)

@@ -106,7 +106,7 @@ def test_weights_and_soft_labels_in_closed_form(tmp_path) -> None:
     assert batch.row_weights.tolist() == [1.0, 0.0, 2.0]
     model = TaskModel(tiny_config(dropout=0.0, attention_dropout=0.0), {"mine": kind})
     initialize(model, 0, 0.1)
-    logits = model(data.batch(batch.rows), "mine").detach()
+    logits = model(data.batch(batch.rows), ["mine"])[0].detach()
     losses = kind.losses(logits, torch.from_numpy(batch.soft_labels)) * torch.from_numpy(batch.row_weights)
     logs = logits.log_softmax(-1)
     first, last = -(0.2 * logs[0, 0] + 0.8 * logs[0, 1]), -(0.5 * logs[2]).sum()

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from fastbert.finetuning.mixture import MixedStream
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import load_encoder, load_task_model
+from fastbert.finetuning.seed import Epochs
 from fastbert.finetuning.stream import SingleTaskStream
+from fastbert.randomness import permute
+from fastbert.training.world import ONE_PROCESS
 from tests.finetuning.conftest import FAST, FILLERS, WORDS, finetune, make_task, results
 from tests.finetuning.test_resume import Killed, bytes_of, killed
 from tests.finetuning.test_tokens import make_sentences
@@ -97,6 +101,12 @@ def test_an_epoch_has_every_batch_of_every_task_once() -> None:
     assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
 
 
+def test_the_order_of_the_tasks_is_not_that_of_the_batches_in_a_task() -> None:
+    parts = {"a": stream("a", 20), "b": stream("b", 20)}  # 5 batches each
+    order = MixedStream(parts, {"a": 1.0, "b": 1.0}, 1.0, 5).tasks(0)
+    assert (order != np.repeat([0, 1], 5)[permute(torch.arange(10), 10, 5, 0)]).any()
+
+
 def test_a_temperature_samples_small_tasks_more_often() -> None:
     sizes = {"large": 3600, "small": 36}  # 900 and 9 batches
     for temperature in (2.0, 5.0):
@@ -111,6 +121,29 @@ def test_a_temperature_samples_small_tasks_more_often() -> None:
     small = [batch.rows.tolist() for batch in seen if batch.head == "small"]
     own = stream("small", 36)
     assert len(small) > 9 and small == [own.at(*divmod(number, 9)).rows.tolist() for number in range(len(small))]
+
+
+def test_the_target_has_no_best_epoch_where_another_task_is_not_finite() -> None:
+    """Each task's model is of the target's best epoch, and one that is not finite cannot be saved."""
+    found, best = {"a": [True, True], "b": [None, False]}, []
+
+    class Scored:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def measure(self, tuner: Tuner, finite: bool) -> bool | None:
+            return found[self.name].pop(0)
+
+        def keep(self) -> None:
+            best.append(self.name)
+
+    module = torch.nn.Linear(1, 1)
+    tuner = SimpleNamespace(updater=SimpleNamespace(module=module))
+    epochs = Epochs([Scored("a"), Scored("b")], tuner, None, ONE_PROCESS, target="a")
+    epochs.measure()
+    assert best == []
+    epochs.measure()
+    assert best == ["a", "b"]
 
 
 # --- trainings
@@ -270,6 +303,24 @@ def test_what_cannot_be_done_is_refused(bert, tasks, tmp_path, capsys, more, mes
     files = f"{tasks['words']},{tasks['pairs']}"
     assert finetune(bert, ["--task", files], tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_warm_up_is_compared_with_the_steps_of_all_tasks(bert, tasks, tmp_path, capsys) -> None:
+    files = f"{tasks['numbers']},{tasks['words']}"  # 2 and 3 steps
+    flags = ["--task", files, "--together", "--no-save-model"]
+    assert finetune(bert, flags, tmp_path / "out", "--epochs", "1", "--schedule.warmup", "4") == 0
+    assert finetune(bert, flags, tmp_path / "no", "--epochs", "1", "--schedule.warmup", "6") == 2
+    assert "warmup" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_another_folder_for_then_single_is_refused_before_the_training(bert, tasks, tmp_path, capsys) -> None:
+    other = tmp_path / "out" / "then-single" / "words"
+    other.mkdir(parents=True)
+    (other / "letter.txt").write_text("a letter")
+    (tmp_path / "out" / "config.yaml").touch()
+    assert together(bert, tasks, "pairs words", tmp_path / "out", "--then-single") == 2
+    assert f"{other} is not empty and holds no results" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "seed-0").exists()
 
 
 def test_two_tasks_of_one_name_and_other_tasks_in_one_folder(bert, tasks, mixed, tmp_path, capsys) -> None:
