@@ -28,7 +28,7 @@ SEED = {"seed": COUNT, "best": EPOCH, "last": EPOCH, "train_examples": COUNT, "t
 STATISTICS = ("median", "mean", "std", "max")
 _SUMMARY = {str: {str: dict.fromkeys(STATISTICS, _NUMBER)}}
 RESULTS = {
-    **{"task": str, "metrics": [str], "precision?": str},
+    **{"task": str, "metrics": [str], "precision?": str, "together_with?": [str]},
     "fractions": [
         {
             **{"fraction": float, "seeds": [{"seed": COUNT, "best": EPOCH}], "summary?": {"best": _SUMMARY}},
@@ -47,6 +47,7 @@ def write_results(
     results: dict[float, list[dict[str, Any]]],
     labels: Labels,
     slices: Masks | None = None,
+    others: Sequence[str] = (),
 ) -> None:
     """Writes results.json and the learning curve, and prints the table.
 
@@ -54,6 +55,7 @@ def write_results(
         results: fraction of the training split -> results of the seeds.
         labels: of the dev splits, for the ensemble of the seeds.
         slices: of the dev splits.
+        others: names of the tasks that were trained together with this one.
     """
     fractions = [
         {
@@ -72,6 +74,7 @@ def write_results(
     ]
     record = {
         "task": task.name,
+        **({"together_with": list(others)} if others else {}),
         "model": options.start,
         "metrics": list(task.metrics),
         "learning_rate": options.learning_rate,
@@ -85,7 +88,8 @@ def write_results(
     metrics = {seed["seed"]: seed_folder(out, largest, seed["seed"]) / "metrics.jsonl" for seed in results[largest]}
     write_results_page(out, record, metrics, options)
     plural = "s" if options.seeds > 1 else ""
-    lines = [f"{task.name}, {options.start}: dev at the best epoch, over {options.seeds} seed{plural}"]
+    name = f"{task.name} together with {' and '.join(others)}" if others else task.name
+    lines = [f"{name}, {options.start}: dev at the best epoch, over {options.seeds} seed{plural}"]
     several = options.seeds > 1
     columns = " ".join(f"{name:>8}" for name in (*STATISTICS, *(["ensemble"] if several else [])))
     lines.append(f"  {'train':>8}  {'split':<14} {'metric':<18} {columns}")

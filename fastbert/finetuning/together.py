@@ -19,6 +19,7 @@ from fastbert.errors import UserError
 from fastbert.files import locked_folder
 from fastbert.finetuning.finetune import check_same_on_all_ranks, finetune, remove_checkpoints
 from fastbert.finetuning.folder import check_other_files, check_results_folder, open_folder, write_options
+from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
 from fastbert.finetuning.seed import Part, Training, train_seed
@@ -97,9 +98,9 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
         if world.first:
             for setup, each in zip(tasks.setups, results, strict=True):
                 folder = Path(setup.options.out)
-                write_results(
-                    setup.options, setup.task, setup.precision, folder, {1.0: each}, setup.labels, setup.slices
-                )
+                others = [other.task.name for other in tasks.setups if other is not setup]
+                found = ({1.0: each}, setup.labels, setup.slices, others)
+                write_results(setup.options, setup.task, setup.precision, folder, *found)
             write_table(requested, [setup.options for setup in tasks.setups])
     return train_alone(tasks, world) if requested.mixture.then_single else 0
 
@@ -139,6 +140,7 @@ def prepare_together(requested: FinetuneOptions, world: World) -> Together:
     common = {
         "learning_rate": min(options.learning_rate for options in counted),
         "epochs": min(options.epochs for options in counted),
+        "mixture": requested.mixture,
     }
     setups = {name: replace(setup, options=replace(setup.options, **common)) for name, setup in setups.items()}
     batches = sum(-(-len(setup.train) // requested.batch_size) for name, setup in setups.items() if weights[name])
@@ -177,6 +179,7 @@ def train_alone(tasks: Together, world: World) -> int:
         options = replace(
             setup.options,
             **given,
+            mixture=MixtureOptions(),
             model=str(seed_folder(shared, 1.0, seeds[0])),
             init_from=None,
             out=str(Path(requested.out) / THEN_SINGLE / setup.task.name),

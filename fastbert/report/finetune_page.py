@@ -32,8 +32,9 @@ def write_results_page(out: Path, results: Mapping[str, Any], metrics: Mapping[i
         heading("Results"),
         results_table(results).html(),
         paragraph(
-            f"Model `{results['model']}`. Metrics on dev at the best epoch, over the seeds; std is the sample standard "
-            "deviation. `last epoch` is the median without the selection of an epoch, which uses the same dev split. "
+            f"Model `{results['model']}`{_together(results)}. Metrics on dev at the best epoch, over the seeds; std is "
+            "the sample standard deviation. `last epoch` is the median without the selection of an epoch, which uses "
+            "the same dev split. "
             "`ensemble` is the mean of the scores of all seeds, each at its best epoch, as one prediction."
         ),
         heading("Epochs"),
@@ -46,6 +47,11 @@ def write_results_page(out: Path, results: Mapping[str, Any], metrics: Mapping[i
     ]
     with atomic_file(out / PAGE, "w") as file:
         file.write(html_page(f"Fine-tuning on {results['task']}", "\n".join(body)))
+
+
+def _together(results: Mapping[str, Any]) -> str:
+    others = results.get("together_with", [])
+    return f", trained together with {' and '.join(others)}" if others else ""
 
 
 def results_table(results: Mapping[str, Any]) -> Table:

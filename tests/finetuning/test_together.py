@@ -167,6 +167,8 @@ def test_each_task_leaves_what_it_leaves_alone(bert, tasks, mixed, capsys) -> No
         assert main(["predict", "--model", str(mixed / name), "--task", file, "--out", "-", *EXACT]) == 0
         metric, value = results(mixed / name)["metrics"][0], seed["best"]["dev"]["dev"]
         assert f"{metric} {value[metric]:.4f}" in capsys.readouterr().err
+        assert results(mixed / name)["together_with"] == sorted({*tasks} - {name})
+        assert "trained together with" in (mixed / name / "report.html").read_text()
     assert "pairs" in (mixed / "glue.md").read_text()
 
 
