@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # By default Ray's workers wait for all other processes, and their tests for them.
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (the name is Ray's)
 # What fastbert remembers goes to a cache of this process; matplotlib's fonts, compiled code and the hub's files stay.
 os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(Path.home() / ".cache" / "matplotlib")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))

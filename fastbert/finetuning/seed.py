@@ -13,11 +13,12 @@ import torch
 from fastbert.errors import UserError
 from fastbert.files import disk_errors, remove, remove_leftovers
 from fastbert.finetuning.batches import subset
+from fastbert.finetuning.build import build_updater
 from fastbert.finetuning.folder import write_options
 from fastbert.finetuning.kinds.kind import TaskKind
-from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
+from fastbert.finetuning.loop import ADVICE, STATE, Tuner
 from fastbert.finetuning.mixture import MixedStream
-from fastbert.finetuning.model import TaskModel, new_task_model
+from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.options import science
 from fastbert.finetuning.results import EPOCH
 from fastbert.finetuning.saved import fine_tuned_folder
@@ -32,7 +33,6 @@ from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space,
 from fastbert.training.finite import NotFiniteError, all_finite
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, NoLogbook
-from fastbert.training.step import Updater
 from fastbert.training.world import World
 
 CHECKPOINTS = "checkpoints"
@@ -112,7 +112,8 @@ def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrup
             found = masks(part.setup.task.slices, examples, f"train of {part.name}")
             slices[part.name] = {slice_head(part.name, name): mask for name, mask in found.items()}
         tasks.append(TaskEpochs(part.setup, data, part.folder, seed, alone=len(parts) == 1))
-    updater = build_updater(training, seed)
+    of_model = (options, setup.pretrained, training.heads(), seed, setup.device, setup.precision)
+    updater = build_updater(*of_model, world)
     if world.first:
         check_disk(folder, updater.module, options.save_model * len(parts), checkpoint is not None)
     trained = [task for part, task in zip(parts, tasks, strict=True) if part.weight]
@@ -189,31 +190,6 @@ def checkpoint_of(folder: Path, parts: Sequence[Part]) -> Checkpoint | None:
             )
             return None
     return checkpoint
-
-
-def build_updater(training: Training, seed: int) -> Updater:
-    """Builds the model of a seed, with new heads, and its optimizer."""
-    setup = training.setup
-    options, world = setup.options, setup.world
-    kinds = training.heads()
-    model = new_task_model(
-        setup.pretrained,
-        kinds,
-        seed,
-        dropout=options.dropout,
-        attention_dropout=options.attention_dropout,
-        kernels=options.machine.kernels,
-    ).to(setup.device)
-    optimizer = build_scaled_optimizer(
-        model.named_parameters(),
-        model.encoder.config,
-        options.optimizer(options.learning_rate),
-        options.layer_decay,
-        setup.device,
-        options.machine.apex,
-    )
-    network = world.distributed(model, setup.device, partly_used=len(kinds) > 1)
-    return Updater(model, optimizer, options.clip_norm, setup.precision, world, network)
 
 
 def check_disk(folder: Path, model: TaskModel, models: int, resumed: bool) -> None:

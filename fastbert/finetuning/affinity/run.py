@@ -15,8 +15,8 @@ from fastbert.errors import UserError
 from fastbert.files import remove_leftovers
 from fastbert.finetuning.affinity.probe import Probe, probe
 from fastbert.finetuning.affinity.setup import AffinitySetup
-from fastbert.finetuning.loop import ADVICE, STATE, Tuner, build_scaled_optimizer
-from fastbert.finetuning.model import new_task_model
+from fastbert.finetuning.build import build_updater
+from fastbert.finetuning.loop import ADVICE, STATE, Tuner
 from fastbert.finetuning.stream import StreamBatch
 from fastbert.finetuning.tasks import Task
 from fastbert.randomness import row_keys
@@ -148,7 +148,7 @@ def train_and_probe(setup: AffinitySetup, folder: Path, interrupts: Interrupts) 
     options = setup.options
     remove_leftovers(folder)
     checkpoint = checkpoint_of(folder, setup)
-    updater = build_updater(setup, setup.tasks, options.seed)
+    updater = updater_of(setup, setup.tasks, options.seed)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in updater.module.parameters())
     needed = 3 * weights * (1 if checkpoint else 2)  # with AdamW's two moments
     check_space(folder, needed, "the checkpoints need", "use a smaller encoder")
@@ -186,23 +186,7 @@ def checkpoint_of(folder: Path, setup: AffinitySetup) -> Checkpoint | None:
     return checkpoint
 
 
-def build_updater(setup: AffinitySetup, tasks: Sequence[Task], seed: int) -> Updater:
-    """Builds the model with a new head for each of `tasks`, and its optimizer."""
-    options = setup.tuning
-    model = new_task_model(
-        setup.pretrained,
-        {task.name: task.kind for task in tasks},
-        seed,
-        dropout=options.dropout,
-        attention_dropout=options.attention_dropout,
-        kernels=options.machine.kernels,
-    ).to(setup.device)
-    optimizer = build_scaled_optimizer(
-        model.named_parameters(),
-        model.encoder.config,
-        options.optimizer(options.learning_rate),
-        options.layer_decay,
-        setup.device,
-        options.machine.apex,
-    )
-    return Updater(model, optimizer, options.clip_norm, setup.precision)
+def updater_of(setup: AffinitySetup, tasks: Sequence[Task], seed: int) -> Updater:
+    """The model with a new head for each of `tasks`, and its optimizer."""
+    kinds = {task.name: task.kind for task in tasks}
+    return build_updater(setup.tuning, setup.pretrained, kinds, seed, setup.device, setup.precision)

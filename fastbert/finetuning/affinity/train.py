@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from fastbert.errors import UserError
-from fastbert.finetuning.affinity.run import SteppedTuner, build_updater
+from fastbert.finetuning.affinity.run import SteppedTuner, updater_of
 from fastbert.finetuning.affinity.setup import AffinitySetup, mixed
 from fastbert.finetuning.dev_scores import dev_figures, selection_value
 from fastbert.finetuning.loop import ADVICE
@@ -29,7 +29,7 @@ def train_group(
     """
     options, tasks = setup.options, [task for task in setup.tasks if task.name in names]
     parts = [SingleTaskStream(task.name, setup.orders[task.name], options.batch_size, seed) for task in tasks]
-    updater = build_updater(setup, tasks, seed)
+    updater = updater_of(setup, tasks, seed)
     stream = mixed(parts, seed)  # of one task: that of `fastbert finetune`
     tuner = SteppedTuner(updater, stream, setup.tuning, seed, NoLogbook(), total=options.steps)
     with progress(f"training {'+'.join(names)}, seed {seed}", options.steps, "steps") as shown:

@@ -95,8 +95,9 @@ class TaskKind(ABC):
         return None
 
     def harden(self, soft_label: Any) -> Any:
-        """The label of a training example that has only a soft label, for files and hashes."""
-        raise NotImplementedError(self.name)
+        """The label of a training example that has only a soft label, for files and hashes. Kinds that override
+        `read_soft` override it too."""
+        raise NotImplementedError(self.name)  # a kind without soft labels has nothing to call it for
 
     @abstractmethod
     def file_label(self, example: Example) -> Any:
