@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from scipy.stats import binomtest
+from sklearn.metrics import f1_score
 
 from fastbert.errors import UserError
+from fastbert.finetuning.dev_ensemble import write_dev_scores
+from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.rows import Example
-from fastbert.finetuning.slice_figures import ALL, wilson
+from fastbert.finetuning.slice_figures import ALL, slice_figures, wilson
 from fastbert.finetuning.slices import Slice, load_slices, masks
+from fastbert.finetuning.tasks import Task
 from tests.finetuning.conftest import finetune, make_glue, make_task, results
 from tests.finetuning.test_resume import Killed, bytes_of, killed
 from tests.finetuning.test_tokens import make_sentences
@@ -37,6 +41,7 @@ def example(text: str, pair: str | None = None, **cells) -> Example:
         (Slice("s", column="n", equals="3"), example("a", n=3.0), example("a", n="4")),
         (Slice("s", column="n", equals="true"), example("a", n=True), example("a", n=None)),
         (Slice("s", min_shared=0.5), example("A b, c", "c B d"), example("a b c", "c d")),  # 2 of 4, 1 of 4
+        (Slice("s", min_shared=0.6), example("a b", "a b c"), example("a b", "a b c d")),  # 2 of 3, 2 of 4
         (Slice("s", max_shared=0.0), example("a", "b"), example("a b", "b")),
         (Slice("s", min_words=2, pattern="a"), example("a b"), example("a")),
     ],
@@ -132,6 +137,25 @@ def test_metrics_are_those_of_the_predictions(bert, tmp_path, capsys) -> None:
     assert f"  news           {sum(inside['news']):>8}" in printed
     page = (tmp_path / "with" / "report.html").read_text()
     assert "Slices of dev, means over the seeds" in page and "<td>news</td>" in page
+
+
+def test_each_score_is_compared_with_the_label_of_its_example(tmp_path) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 30).tolist()
+    mask = np.arange(30) % 3 == 0
+    scores = [random.dirichlet([1, 1], 30) for _ in range(2)]
+    for seed, values in enumerate(scores):
+        (tmp_path / str(seed)).mkdir()
+        write_dev_scores(tmp_path / str(seed), {"dev": values})
+    task = Task("t", Classes(("a", "b")), False, ("accuracy", "f1"), False, {}, None)
+    folders = [tmp_path / "0", tmp_path / "1"]
+    figures = slice_figures(task, {"dev": {"third": mask}}, {"dev": labels}, folders)["dev"]["third"]
+    predicted = [values.argmax(1)[mask] for values in scores]
+    expected = np.array(labels)[mask]
+    metrics = figures["metrics"]
+    assert metrics["accuracy"]["seeds"] == pytest.approx([(each == expected).mean() for each in predicted])
+    assert metrics["f1"]["seeds"] == pytest.approx([f1_score(expected, each) for each in predicted])
+    assert 0 < metrics["f1"]["low"] < metrics["f1"]["mean"] < metrics["f1"]["high"] < 1
 
 
 def test_slices_of_glue_and_of_words(bert, tmp_path, capsys) -> None:

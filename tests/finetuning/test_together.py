@@ -17,13 +17,16 @@ from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.mixture import MixedStream
 from fastbert.finetuning.model import new_task_model
+from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import load_encoder, load_task_model
 from fastbert.finetuning.seed import Epochs
 from fastbert.finetuning.stream import SingleTaskStream
+from fastbert.finetuning.together import prepare_together
+from fastbert.flags import parse
 from fastbert.randomness import permute
 from fastbert.training.world import ONE_PROCESS
-from tests.finetuning.conftest import FAST, FILLERS, WORDS, finetune, make_task, results
+from tests.finetuning.conftest import FAST, FILLERS, WORDS, finetune, make_glue, make_task, results
 from tests.finetuning.test_resume import Killed, bytes_of, killed
 from tests.finetuning.test_tokens import make_sentences
 from tests.finetuning.tune_ranks import command
@@ -330,3 +333,16 @@ def test_two_tasks_of_one_name_and_other_tasks_in_one_folder(bert, tasks, mixed,
     assert "a task called words is given twice" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert together(bert, tasks, "words pairs", mixed) == 2
     assert "holds the results of another experiment" in capsys.readouterr().err
+    for name, value in (("temperature", "2"), ("weights", "words=2"), ("target", "words")):
+        assert together(bert, tasks, " ".join(tasks), mixed, f"--{name}", value) == 2
+        assert f"{name}: " in capsys.readouterr().err
+
+
+def test_without_a_target_the_smallest_defaults_are_used(bert, tasks, tmp_path) -> None:
+    """MRPC has 10 epochs by default, custom tasks 5."""
+    glue = make_glue(tmp_path / "glue", ("mrpc",))
+    flags = ["--model", str(bert), "--task", f"mrpc,{tasks['words']}", "--together", "--out", str(tmp_path / "out")]
+    flags += ["--glue-dir", str(glue), "--glue-subset", "--machine.device", "cpu"]
+    for more, epochs in (([], 5), (["--target", "mrpc"], 10)):
+        found = prepare_together(parse(FinetuneOptions, [*flags, *more], "finetune"), ONE_PROCESS)
+        assert [setup.options.epochs for setup in found.setups] == [epochs, epochs]
