@@ -42,8 +42,7 @@ from against_trainer_sides import (
 )
 
 from fastbert.errors import UserError
-from fastbert.finetuning import loop, stream
-from fastbert.finetuning import seed as seed_training
+from fastbert.finetuning import build, loop, stream
 from fastbert.finetuning.batches import training_order
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
@@ -127,7 +126,7 @@ def fastbert_losses(options: FinetuneOptions, double: bool, own_warmup: bool) ->
     `own_warmup`: that begins at 0 and has its peak one step later, the only difference between the two schedules."""
     with ExitStack() as stack:
         if double:
-            stack.enter_context(mock.patch.object(seed_training, "new_task_model", new_double_model))
+            stack.enter_context(mock.patch.object(build, "new_task_model", new_double_model))
         if not own_warmup:
             stack.enter_context(mock.patch.object(loop, "learning_rate_factor", transformers_factor))
         train_fastbert(options)
