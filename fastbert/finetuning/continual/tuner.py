@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastbert.finetuning.batches import EncodedSplit, training_order
 from fastbert.finetuning.continual.losses import LOSSES, Step, Weights, step_losses
-from fastbert.finetuning.continual.outputs import outputs_of
+from fastbert.finetuning.continual.outputs import Outputs, outputs_of
 from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.stream import StreamBatch
 from fastbert.randomness import row_keys
@@ -57,10 +57,13 @@ class NewRows:
     def __init__(self, head: str, data: EncodedSplit, first: int, batch_size: int, seed: int) -> None:
         self.head, self.data, self.first, self.batch_size, self.seed = head, data, first, batch_size, seed
         self.batches = -(-(len(data) - first) // batch_size)
+        self._epoch = -1  # the epoch of _order
 
     def at(self, epoch: int, index: int) -> StreamBatch:
-        order = training_order(self.data.lengths[self.first :], self.batch_size, self.seed, epoch)
-        return StreamBatch(self.data, self.first + order[index], self.head)
+        if epoch != self._epoch:
+            self._order = training_order(self.data.lengths[self.first :], self.batch_size, self.seed, epoch)
+            self._epoch = epoch
+        return StreamBatch(self.data, self.first + self._order[index], self.head)
 
 
 @dataclass
@@ -95,14 +98,11 @@ class ContinualTuner(Tuner):
 
     def train_step(self, batch: StreamBatch) -> None:
         replayed = self.choose(self, batch)
-        count, new = len(batch.rows), batch
+        step = Step(len(batch.rows), len(replayed), len(batch.data) - self.old, self.old)
         batch = replace(batch, rows=np.concatenate([batch.rows, replayed]))
-        step = Step(count, len(replayed), len(batch.data) - self.old, self.old)
-        weights = self.weights(step)
-        counts = {"new": step.new, "memory": step.replayed, "labels": step.replayed}
-        used = {name: weight for name, weight in weights._asdict().items() if weight}
-        counts = {name: counts[name] for name in used}
-        scalars = self._update(batch, self.losses(batch, len(new.rows)), used, counts)
+        weights = {name: weight for name, weight in self.weights(step)._asdict().items() if weight}
+        counts = {name: step.new if name == "new" else step.replayed for name in weights}
+        scalars = self._update(batch, self.losses(batch, step.new), weights, counts)
         self.cost.gradients += len(batch.rows)
         before = self._lagged.push(self.progress.step, scalars)
         self.progress.step += 1
@@ -147,13 +147,10 @@ class ContinualTuner(Tuner):
 
     def losses_of(self, rows: np.ndarray) -> np.ndarray:
         """Training loss of each row without dropout, float32 [n]."""
-        batch = self.stream.at(0, 0)
-        logits = self.outputs(rows).logits
-        targets = torch.from_numpy(batch.data.labels[rows])
-        return self.updater.module.kinds[batch.head].losses(torch.from_numpy(logits), targets).numpy()
+        logits, targets = (torch.from_numpy(each) for each in (self.outputs(rows).logits, self.stream.data.labels[rows]))
+        return self.updater.module.kinds[self.stream.head].losses(logits, targets).numpy()
 
-    def outputs(self, rows: np.ndarray) -> Any:
-        """`Outputs` of the rows with the current weights."""
-        batch = self.stream.at(0, 0)
+    def outputs(self, rows: np.ndarray) -> Outputs:
+        """Outputs for the rows with the current weights."""
         self.cost.forwards += len(rows)
-        return outputs_of(self.updater.module, batch.head, batch.data, rows, self.updater.precision)
+        return outputs_of(self.updater.module, self.stream.head, self.stream.data, rows, self.updater.precision)
