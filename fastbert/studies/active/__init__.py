@@ -1,0 +1,1 @@
+"""Active learning as a study with known labels: quality over labels and over cost."""

@@ -1,0 +1,23 @@
+"""Choice of the replayed examples of SDS2: greedy facility location with entropies, over the candidates of a step."""
+
+import numpy as np
+
+from fastbert.dataset_work.selection.queries import entropy, facility_location, gaussian_similarity
+from fastbert.finetuning.continual.replay import CHOICES, candidates
+from fastbert.finetuning.continual.tuner import ContinualTuner
+from fastbert.finetuning.stream import StreamBatch
+from fastbert.studies.active.acquire import probabilities
+
+
+def submodular(tuner: ContinualTuner, batch: StreamBatch) -> np.ndarray:
+    """Rows that maximize sum_i max_j w_ij + lambda log(1 + sum_j h_j) over the candidates: w from their pooled states
+    and h, their entropies in nats, from the current weights without dropout."""
+    rows = candidates(tuner)
+    its = tuner.outputs(rows)
+    similarity = gaussian_similarity(its.states, tuner.settings["width"])
+    weight = tuner.settings["entropy_weight"]
+    count = min(tuner.replay, len(rows))
+    return rows[facility_location(similarity, count, entropy(probabilities(its.logits)), weight).rows]
+
+
+ALL_CHOICES = {**CHOICES, "submodular": submodular}
