@@ -44,6 +44,7 @@ OPTIONS = Registry(
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
+        "active": "fastbert.studies.active.options:ActiveOptions",
         "report": "fastbert.report.options:ReportOptions",
         "bench throughput": "fastbert.bench.options:BenchThroughputOptions",
         "bench data": "fastbert.bench.options:BenchDataOptions",
@@ -72,6 +73,7 @@ RUNS = Registry(
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
+        "active": "fastbert.studies.active.active:active",
         "report": "fastbert.report.comparison:report",
         "bench throughput": "fastbert.bench.throughput:bench_throughput",
         "bench data": "fastbert.bench.data:bench_data",
@@ -164,7 +166,7 @@ def export(arguments: list[str]) -> int:
 
 
 def study(job: str, load: str, arguments: list[str]) -> int:
-    """Runs sweep or ablate. The function at `load` reads the comparison and the options from the YAML file."""
+    """Runs sweep, ablate or active. The function at `load` reads the comparison and the options from the YAML file."""
     file, arguments = yaml_file(job, arguments)
     compared, default = (None, None) if file is None else imported(load)(file)
     options = parse(OPTIONS[job], arguments, job, default)
@@ -208,6 +210,10 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "sweep": (
         partial(study, "sweep", "fastbert.studies.sweep.options:load_sweep"),
         "compare checkpoints by fine-tuning on tasks, settings and seeds",
+    ),
+    "active": (
+        partial(study, "active", "fastbert.studies.active.options:load_active"),
+        "compare ways to choose texts to label and to train in rounds",
     ),
     "report": (partial(check_and_run, "report"), "compare runs on one HTML page: curves, options, results, speed"),
     "predict": (partial(check_and_run, "predict"), "predict labels and probabilities with a fine-tuned model"),

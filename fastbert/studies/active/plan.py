@@ -6,6 +6,7 @@ identity has nothing of later rounds, so a study with more rounds continues from
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from fastbert.studies.active.pool import Texts, check_schedules, open_texts
 from fastbert.studies.active.round_job import FINAL, ROUND
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.shared.grid import prefixed
-
-RUNNER = "fastbert.studies.active.round_job:round_job"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def plan_active(study: ActiveStudy, options: ActiveOptions) -> ActivePlan:
         UserError: model, task, pool, rounds or a query are invalid.
     """
     study.check_rounds(options.rounds_from)
-    files = [] if options.rounds_from is None else [path.resolve() for path in round_files(options.rounds_from)]
+    files = None if options.rounds_from is None else [path.resolve() for path in round_files(options.rounds_from)]
     finetune = study.options(options.glue_dir)
     opened = finetune
     if options.backend == "ray":  # this machine need not have the device of the jobs
@@ -65,12 +64,8 @@ def plan_active(study: ActiveStudy, options: ActiveOptions) -> ActivePlan:
         check_schedules(texts.setup.options, trained_counts(study.learners, rounds))
     for warning in texts.setup.warnings:
         echo(warning)
-    jobs = [
-        job
-        for learner in study.learners
-        for seed in learner.seeds
-        for job in chain(study, texts, rounds, learner, seed, finetune, files)
-    ]
+    chains = Chains(study, texts, rounds, finetune, files)
+    jobs = [job for learner in study.learners for seed in learner.seeds for job in chains.jobs(learner, seed)]
     return ActivePlan(study, texts, rounds, jobs)
 
 
@@ -81,55 +76,69 @@ def trained_counts(learners: Sequence[Learner], rounds: Sequence[int]) -> list[i
     return sorted({*rounds, *(new if continual else [])})
 
 
-def chain(
-    study: ActiveStudy,
-    texts: Texts,
-    rounds: Sequence[int],
-    learner: Learner,
-    seed: int,
-    finetune: FinetuneOptions,
-    files: Sequence[Path],
-) -> Iterator[Job]:
-    """The rounds of a learner with one seed and, for methods that do not train anew, the final training."""
-    setup = texts.setup
-    resolved = setup.options
-    replay = learner.replay.used(learner.method, resolved.batch_size)
-    described = texts.described() if not files else {}
-    weights = setup.pretrained.weights
-    parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
-    after = None
-    for number in range(1, len(rounds) + 1):
-        sizes = list(rounds[:number])
-        count = sizes[-1] if files else None
+@dataclass(frozen=True)
+class Chains:
+    """What the jobs of all learners have in common."""
+
+    study: ActiveStudy
+    texts: Texts
+    rounds: Sequence[int]
+    finetune: FinetuneOptions
+    """Options of the trainings, without defaults resolved."""
+    files: Sequence[Path] | None
+    """Files of the rounds after the first one, if people have labelled."""
+
+    @cached_property
+    def data(self) -> list[str]:
+        """Hash of the data that each round reads."""
+        if self.files is None:
+            return [self.texts.fingerprint()] * len(self.rounds)
+        return [self.texts.fingerprint(count) for count in self.rounds]
+
+    def jobs(self, learner: Learner, seed: int) -> Iterator[Job]:
+        """The rounds of a learner with one seed and, for methods that do not train anew, the final training."""
+        job = None
+        for number in range(1, len(self.rounds) + 1):
+            job = self.job(learner, seed, number, ROUND, job and job.id)
+            yield job
+        if METHODS[learner.method].from_last:
+            yield self.job(learner, seed, len(self.rounds), FINAL, job.id)
+
+    def job(self, learner: Learner, seed: int, number: int, kind: str, after: str | None) -> Job:
+        """A job of round `number`, from 1."""
+        setup, sizes = self.texts.setup, list(self.rounds[:number])
+        resolved, task = setup.options, setup.task
+        asked = {"method": learner.method, "query": learner.query, "rounds": sizes}
+        asked["replay"] = learner.replay.used(learner.method, resolved.batch_size)
         identity = {
-            **(described or texts.described(count)),
-            **{"task": setup.task.name, "kind": setup.task.kind.name, "labels": list(setup.task.kind.labels)},
-            **{"metrics": list(setup.task.metrics), "seed": seed, "rounds": sizes},
-            **{"method": learner.method, "query": learner.query, "replay": replay},
-            **{"threads": study.threads, "precision": finetune.machine.precision, "options": science(resolved)},
+            **{"job": kind, **asked, "seed": seed, **self.texts.encoder, "data": self.data[number - 1]},
+            **{"task": task.name, "kind": task.kind.name, "labels": list(task.kind.labels)},
+            **{"metrics": list(task.metrics), "options": science(resolved)},
+            **{"threads": self.study.threads, "precision": self.finetune.machine.precision},
         }
-        options = {
-            **{"finetune": without_folder(finetune), "pool": study.pool, "texts": count, "rounds": sizes},
-            **{"method": learner.method, "query": learner.query, "replay": replay},
-            "files": [str(path) for path in files[: number - 1]],
-        }
+        files = None if self.files is None else [str(path) for path in self.files[: number - 1]]
+        texts = None if files is None else sizes[-1]
+        options = {**asked, "finetune": without_folder(self.finetune), "pool": self.study.pool}
+        options |= {"files": files, "texts": texts}
+        weights = setup.pretrained.weights
+        parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
         new = sizes[-1] - (sizes[-2] if number > 1 else 0)
-        examples = 2 * new if METHODS[learner.method].continual else sizes[-1]
-        common = {
-            **{"model": learner.name, "task": setup.task.name, "seed": seed, "setting": {"labels": sizes[-1]}},
-            **{"options": options, "folder": str(Path.cwd()), "runner": RUNNER, "device": finetune.machine.device},
-        }
-        work = parameters * resolved.epochs
-        identity = {**identity, "kind of job": ROUND}
-        job = Job(
-            id=digest(identity), identity=identity, kind=ROUND, after=after, cost=float(work * examples), **common
+        examples = 2 * new if METHODS[learner.method].continual and kind == ROUND else sizes[-1]
+        return Job(
+            id=digest(identity),
+            model=learner.name,
+            task=task.name,
+            seed=seed,
+            setting={"labels": sizes[-1]},
+            identity=identity,
+            options=options,
+            folder=str(Path.cwd()),
+            cost=float(parameters * resolved.epochs * examples),
+            runner="fastbert.studies.active.round_job:round_job",
+            kind=kind,
+            device=self.finetune.machine.device,
+            after=after,
         )
-        yield job
-        after = job.id
-    if METHODS[learner.method].from_last:
-        identity = {**identity, "kind of job": FINAL}
-        cost = float(work * rounds[-1])
-        yield Job(id=digest(identity), identity=identity, kind=FINAL, after=after, cost=cost, **common)
 
 
 def without_folder(options: FinetuneOptions) -> dict[str, Any]:

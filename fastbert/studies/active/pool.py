@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +55,24 @@ class Texts:
         parts = {"texts": self.examples[:count], **{name: one.examples for name, one in self.setup.dev.items()}}
         return configuration.digest({name: [identity(example) for example in each] for name, each in parts.items()})
 
-    def described(self, count: int | None = None) -> dict[str, str]:
-        """Hashes of model, tokenizer and data, see `fingerprint`."""
-        return {
-            "model": fingerprint_of_weights(self.setup.pretrained),
-            "tokenizer": self.setup.vocabulary.fingerprint[:8],
-            "data": self.fingerprint(count),
-        }
+    @cached_property
+    def encoder(self) -> dict[str, str]:
+        """Hashes of model and tokenizer."""
+        setup = self.setup
+        return {"model": fingerprint_of_weights(setup.pretrained), "tokenizer": setup.vocabulary.fingerprint[:8]}
 
     def changed(self, identity: Mapping[str, Any], count: int | None) -> str | None:
         """Name of the input that differs from a job's identity; None if there is none."""
-        return next((name for name, value in self.described(count).items() if identity[name] != value), None)
+        found = self.encoder | {"data": self.fingerprint(count)}
+        return next((name for name, value in found.items() if identity[name] != value), None)
 
 
-def open_texts(options: FinetuneOptions, pool: int | None, files: Sequence[Path] = ()) -> Texts:
+def open_texts(options: FinetuneOptions, pool: int | None, files: Sequence[Path] | None = None) -> Texts:
     """Opens model and task, and reads the pool or the rounds.
 
     Args:
         pool: number of texts of the training split in the pool; None for all.
-        files: labels that people wrote, a file for each round after the training split.
+        files: labels that people wrote, a file for each round after the training split; None for a pool.
 
     Raises:
         UserError: model or task cannot be opened or do not suit a study, the pool is smaller than `pool`, or a file is
@@ -80,7 +80,7 @@ def open_texts(options: FinetuneOptions, pool: int | None, files: Sequence[Path]
     """
     setup = prepare_finetuning(options)
     check_task(setup.task, setup.train)
-    if files:
+    if files is not None:
         examples, sizes = labelled_rounds(setup.task, options.task, setup.train, files)
         return Texts(replace(setup, train=examples), sizes)
     distinct = list({(example.text, example.pair): example for example in reversed(setup.train)}.values())[::-1]

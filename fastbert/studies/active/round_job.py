@@ -143,7 +143,8 @@ def finished(out: Path, job: dict[str, Any]) -> dict[str, Any] | None:
 def open_texts_of(options: dict[str, Any]) -> Texts:
     """The texts that a job reads."""
     finetune = from_dict(FinetuneOptions, options["finetune"], where="the study's job")
-    return open_texts(finetune, options["pool"], [Path(path) for path in options["files"]])
+    files = None if options["files"] is None else [Path(path) for path in options["files"]]
+    return open_texts(finetune, options["pool"], files)
 
 
 def run_round(its: Round) -> dict[str, Any] | None:
@@ -178,7 +179,7 @@ def run_final(its: Round) -> dict[str, Any] | None:
     figures = train(its, updater, its.memory.rows)
     if figures is None:
         return None
-    if its.options["files"]:
+    if its.options["files"] is not None:
         save_model(its, updater.module, figures)
     return write_record(its, figures)
 
