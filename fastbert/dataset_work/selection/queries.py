@@ -6,7 +6,6 @@ by a hash of the text therefore gets the same selection for any order of its inp
 Shapes: n rows, L classes, D width, m rows that are already labelled. Logarithms are natural.
 """
 
-import heapq
 from typing import NamedTuple
 
 import numpy as np
@@ -101,24 +100,28 @@ def k_centre(states: np.ndarray, count: int, chosen_states: np.ndarray | None = 
     """
     states = np.asarray(states, np.float64)
     _check(count, len(states))
+    norms = np.square(states).sum(1)
+
+    def squared(center: np.ndarray) -> np.ndarray:
+        return np.maximum(norms + np.square(center).sum() - 2.0 * (states @ center), 0.0)
+
     nearest = np.full(len(states), np.inf)  # [n], squared distance to the nearest centre
     chosen_states = [] if chosen_states is None else chosen_states
     for at in range(0, len(chosen_states), BLOCK):
         np.minimum(nearest, squared_distances(states, chosen_states[at : at + BLOCK]).min(1), out=nearest)
     rows: list[int] = []
     values: list[float] = []
-    if not len(chosen_states) and count:
-        from_mean = squared_distances(states, states.mean(0, keepdims=True))[:, 0]
-        rows.append(int(np.argmin(from_mean)))
-        values.append(from_mean[rows[0]])
-        nearest = squared_distances(states, states[rows])[:, 0]
-        nearest[rows] = -1.0
     while len(rows) < count:
-        row = int(np.argmax(nearest))
+        if rows or len(chosen_states):
+            row = int(np.argmax(nearest))
+            values.append(nearest[row])
+        else:
+            from_mean = squared(states.mean(0))
+            row = int(np.argmin(from_mean))
+            values.append(from_mean[row])
         rows.append(row)
-        values.append(nearest[row])
-        np.minimum(nearest, squared_distances(states, states[[row]])[:, 0], out=nearest)
-        nearest[row] = -1.0  # also where all others are copies of a centre, a row is selected once
+        np.minimum(nearest, squared(states[row]), out=nearest)
+        nearest[rows] = -1.0  # also where all others are copies of a centre, a row is selected once
     return Selection(np.array(rows, np.int64), np.sqrt(np.array(values, np.float64)))
 
 
@@ -155,8 +158,8 @@ def facility_location(similarity: np.ndarray, count: int, entropies: np.ndarray,
 
     facility location and a concave function of the sum of the entropies. F is monotone and submodular for w and h of
     0 or more, so F of the result is at least 1 - 1 / e of that of the best set. The result equals that of greedy
-    selection, which computes all gains anew in each step: a gain never grows, so only the highest one has to be
-    computed again.
+    selection, which computes all gains anew in each step. Here only the highest one is computed again, until it remains
+    the highest: gains never grow. The gains of the second term cost little, so all of them are computed.
 
     Args:
         similarity: w, symmetric [n, n], 0 or more, such as `gaussian_similarity`.
@@ -170,26 +173,22 @@ def facility_location(similarity: np.ndarray, count: int, entropies: np.ndarray,
     _check(count, len(similarity))
     entropies = np.asarray(entropies, np.float64)
     covered = np.zeros(len(similarity), similarity.dtype)  # [n], the maximum over the selected rows
-    summed = 0.0
-
-    def gain(row: int) -> float:
-        more = np.maximum(similarity[row] - covered, 0).sum(dtype=np.float64)
-        return float(more + weight * np.log1p(entropies[row] / (1.0 + summed)))
-
-    heap = [(-gain(row), row) for row in range(len(similarity))]
-    heapq.heapify(heap)
+    # [n], the gains of the first term, each as it was when `computed` rows were selected
+    coverage = np.array([row.sum(dtype=np.float64) for row in similarity])
+    computed = np.zeros(len(similarity), np.int64)
     rows: list[int] = []
     values: list[float] = []
-    computed = np.zeros(len(similarity), np.int64)  # number of selected rows when the gain was computed
+    summed = 0.0
     while len(rows) < count:
-        value, row = heap[0]
-        if computed[row] < len(rows):
+        uncertain = weight * np.log1p(entropies / (1.0 + summed))  # [n], the gains of the second term
+        gains = coverage + uncertain
+        gains[rows] = -1.0
+        while computed[row := int(np.argmax(gains))] < len(rows):
+            coverage[row] = np.maximum(similarity[row] - covered, 0).sum(dtype=np.float64)
             computed[row] = len(rows)
-            heapq.heapreplace(heap, (-gain(row), row))
-            continue
-        heapq.heappop(heap)
+            gains[row] = coverage[row] + uncertain[row]
         rows.append(row)
-        values.append(-value)
+        values.append(float(gains[row]))
         np.maximum(covered, similarity[row], out=covered)
         summed += entropies[row]
     return Selection(np.array(rows, np.int64), np.array(values, np.float64))
