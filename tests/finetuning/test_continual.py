@@ -185,13 +185,13 @@ def test_every_new_row_once_per_epoch(tuner) -> None:
 def test_options_of_replay() -> None:
     assert ReplayOptions(candidates=2).used("mir", 25) == {"replay": 25, "candidates": 25}
     assert ReplayOptions().used("anew", 25) == {} == ReplayOptions().used("warm", 25)
-    with pytest.raises(OptionError, match="alpha must be at most 1 for sd2?"):
+    with pytest.raises(OptionError, match="alpha must be at most 1 for sd"):
         ReplayOptions(alpha=1.5).check("sd")
     ReplayOptions(alpha=1.5).check("der")
 
 
 def test_costs() -> None:
-    """CoLA in the setting of the paper: 20 rounds of 50 from a pool of 8,551, 5 epochs, as many replayed as new ones.
+    """CoLA in the setting of the paper: 20 rounds of 50 from a pool of 8,551, 5 epochs, equal numbers of replayed and new ones.
     Training anew costs 5.4 times as much as continual training; with the scoring of the pool 1.7 times."""
     rounds = range(1, 21)
     pool = [8551 - 50 * (t - 1) if t > 1 else 0 for t in rounds]

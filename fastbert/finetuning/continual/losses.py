@@ -90,9 +90,7 @@ LOSSES = {
 }
 
 
-def step_losses(
-    loss: Loss, logits: Tensor, losses: Tensor, stored: Tensor, is_new: Tensor
-) -> dict[str, Tensor]:
+def step_losses(loss: Loss, logits: Tensor, losses: Tensor, stored: Tensor, is_new: Tensor) -> dict[str, Tensor]:
     """Sums over the rows of a part of a step, by the names in `Weights`.
 
     Args:

@@ -59,6 +59,6 @@ def read_memory(path: Path, texts: int, outputs: int) -> Memory:
     fits = rows is not None and logits is not None and rows.dtype == np.int64 and rows.ndim == 1
     if not fits or logits.shape != (len(rows), outputs) or len(set(rows.tolist())) < len(rows):
         raise UserError(f"{path} is damaged: it does not hold rows and their {outputs} logits; {fix}")
-    if len(rows) and not (0 <= rows.min() and rows.max() < texts):
+    if len(rows) and (rows.min() < 0 or rows.max() >= texts):
         raise UserError(f"{path} has rows of other texts; {fix}")
     return Memory(rows, logits)

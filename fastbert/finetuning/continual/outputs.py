@@ -35,13 +35,7 @@ def outputs_of(
     for part in reading_order(data.lengths[rows], batch_size):
         batch = data.batch(rows[part], device)
         with autocast(device, precision):
-            hidden = model.encoder(
-                batch.input_ids,
-                attention_mask=batch.attention_mask,
-                token_type_ids=batch.token_type_ids,
-                only=layer.reads,
-            )
-            pooled = torch.tanh(layer.pooler(hidden[:, 0]))
+            pooled = layer.features(model.hidden(batch, layer.reads))
             found = layer.classifier(pooled)
         logits[part], states[part] = (tensor.float().cpu().numpy() for tensor in (found, pooled))
     return Outputs(logits, states)

@@ -147,7 +147,9 @@ class ContinualTuner(Tuner):
 
     def losses_of(self, rows: np.ndarray) -> np.ndarray:
         """Training loss of each row without dropout, float32 [n]."""
-        logits, targets = (torch.from_numpy(each) for each in (self.outputs(rows).logits, self.stream.data.labels[rows]))
+        logits, targets = (
+            torch.from_numpy(each) for each in (self.outputs(rows).logits, self.stream.data.labels[rows])
+        )
         return self.updater.module.kinds[self.stream.head].losses(logits, targets).numpy()
 
     def outputs(self, rows: np.ndarray) -> Outputs:

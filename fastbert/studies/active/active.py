@@ -12,9 +12,9 @@ from typing import Any
 from fastbert.errors import plural
 from fastbert.files import locked_folder, make_inner_folder
 from fastbert.streams import echo
+from fastbert.studies.active.curves import Curves, score_of
 from fastbert.studies.active.options import ActiveOptions, ActiveStudy
 from fastbert.studies.active.plan import ActivePlan, plan_active
-from fastbert.studies.active.curves import Curves, score_of
 from fastbert.studies.active.report import printed_curves, write_active_report
 from fastbert.studies.active.round_job import FINAL, MODEL, ROUND, check_round_row
 from fastbert.studies.engine.backends import start
@@ -76,13 +76,17 @@ def rerun_lost_rounds(store: ResultStore) -> None:
         if not done and job.after is not None and job.kind == ROUND:
             needed.add(job.after)
     if lost:
-        echo(f"the models of {plural(lost, 'finished round')}, from which others continue, were removed: they run again")
+        echo(
+            f"the models of {plural(lost, 'finished round')}, from which others continue, were removed: they run again"
+        )
 
 
 def counted(plan: ActivePlan) -> str:
     """Summary of the number of jobs."""
     chains = len({(job.model, job.seed) for job in plan.jobs})
-    text = f"{plural(len(plan.jobs), 'job')}: {plural(len(plan.study.learners), 'learner')}, {plural(chains, 'chain')} of "
+    text = (
+        f"{plural(len(plan.jobs), 'job')}: {plural(len(plan.study.learners), 'learner')}, {plural(chains, 'chain')} of "
+    )
     text += f"{plural(len(plan.rounds), 'round')} from {plan.rounds[0]:,} to {plan.rounds[-1]:,} labels"
     if plan.texts.people:
         return text

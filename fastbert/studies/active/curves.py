@@ -124,7 +124,5 @@ def area(labels: Sequence[int], scores: Sequence[float]) -> float:
     With one round, its score."""
     if len(labels) == 1:
         return scores[0]
-    parts = (
-        (b - a) * (x + y) / 2 for a, b, x, y in zip(labels, labels[1:], scores, scores[1:], strict=False)
-    )
+    parts = ((b - a) * (x + y) / 2 for a, b, x, y in zip(labels, labels[1:], scores, scores[1:], strict=False))
     return sum(parts) / (labels[-1] - labels[0])

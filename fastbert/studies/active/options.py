@@ -2,10 +2,12 @@
 to run."""
 
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import from_dict, to_dict
+from fastbert.dataset_work.selection.options import QUERIES
 from fastbert.errors import OptionError, UserError, choose
 from fastbert.finetuning.continual.options import METHODS, ReplayOptions
 from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
@@ -33,7 +35,6 @@ OF_A_ROUND = (
     *("clip_norm", "schedule", "dropout", "attention_dropout", "log_every", "machine", "glue_subset"),
 )
 """Options of `fastbert finetune` that the training of a round has."""
-QUERIES = ("random", "entropy", "least-confidence", "margin", "k-centre", "facility-location")
 
 
 @dataclass(frozen=True)
@@ -225,10 +226,10 @@ def read_rounds(values: Any, where: str) -> tuple[int, ...]:
         return ()
     if not isinstance(values, list) or not values or any(type(value) is not int for value in values):
         raise UserError(
-            f"{where}: rounds must be a list with the number of labels after each round, such as [100, 200, 300], found "
-            f"{format_option(values)}"
+            f"{where}: rounds must be a list with the number of labels after each round, such as [100, 200, 300], "
+            f"found {format_option(values)}"
         )
-    if values[0] < 1 or any(after <= before for before, after in zip(values, values[1:], strict=False)):
+    if values[0] < 1 or any(after <= before for before, after in pairwise(values)):
         raise UserError(f"{where}: rounds must be ascending numbers from 1, found {format_option(values)}")
     return tuple(values)
 

@@ -60,7 +60,9 @@ def plan_active(study: ActiveStudy, options: ActiveOptions) -> ActivePlan:
             if learner.query is not None:
                 check_query(learner.query, task.kind, task.name)
             if METHODS[learner.method].loss == "sd" and task.kind.name != "classes":
-                raise UserError(f"the method {learner.method} needs classes, and {task.name} predicts {task.kind.plural}")
+                raise UserError(
+                    f"the method {learner.method} needs classes, and {task.name} predicts {task.kind.plural}"
+                )
         check_schedules(texts.setup.options, trained_counts(study.learners, rounds))
     for warning in texts.setup.warnings:
         echo(warning)

@@ -87,8 +87,8 @@ def open_texts(options: FinetuneOptions, pool: int | None, files: Sequence[Path]
     repeated = len(setup.train) - len(distinct)
     if pool is not None and pool > len(distinct):
         raise UserError(
-            f"pool is {pool:,}, but the training split of {setup.task.name} has {plural(len(distinct), 'different text')}"
-            "; lower it, or leave it out for all"
+            f"pool is {pool:,}, but the training split of {setup.task.name} has "
+            f"{plural(len(distinct), 'different text')}; lower it, or leave it out for all"
         )
     rows = subset(len(distinct), 1.0 if pool is None else pool / len(distinct))
     return Texts(replace(setup, train=[distinct[row] for row in rows]), (), repeated)
@@ -124,7 +124,9 @@ def labelled_rounds(
     where = {(example.text, example.pair): f"row {example.index + 1} of train" for example in train}
     for path in files:
         source = CustomSource(
-            replace(options, train=str(path.resolve()), dev=None, test=None, pair=pair, labels=None, kind=task.kind.name),
+            replace(
+                options, train=str(path.resolve()), dev=None, test=None, pair=pair, labels=None, kind=task.kind.name
+            ),
             folder,
         )
         for row in source.rows("train", []):

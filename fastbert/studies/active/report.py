@@ -29,8 +29,8 @@ def write_active_report(report: ReportPage, plan: ActivePlan, curves: Curves, fa
     report.text(
         f"{chains} of {plural(total, 'chain')} of {plural(len(plan.rounds), 'round')} have finished"
         + (f", {plural(len(failed), 'job')} failed" if failed else "")
-        + f". Scores are {curves.metric or 'the first metric'} on dev x 100 after the last epoch of a round: no epoch is "
-        "selected on dev."
+        + f". Scores are {curves.metric or 'the first metric'} on dev x 100 after the last epoch of a round: no epoch "
+        "is selected on dev."
     )
     if curves.finished:
         report.heading("Scores over labels")
@@ -77,8 +77,10 @@ def write_areas(report: ReportPage, curves: Curves) -> None:
     if not curves.compared:
         return
     rows = [
-        [one.other, f"{one.result.n}", difference(one.result), interval(one.result)]
-        + [p_value(one.p_t), p_value(one.p_flip), one.verdict]
+        [
+            *(one.other, f"{one.result.n}", difference(one.result), interval(one.result)),
+            *(p_value(one.p_t), p_value(one.p_flip), one.verdict),
+        ]
         for one in curves.compared
     ]
     head = ["learner", "pairs", f"minus {curves.learners[0]}", "95 % interval", "p (t, Holm)", "p (sign flip, Holm)"]
@@ -93,8 +95,8 @@ def write_costs(report: ReportPage, curves: Curves) -> None:
     report.table(cost_table(curves))
     report.text(
         f"Costs are in gradients of an example: forward and backward; a further forward pass counts 1/{PASSES}. The "
-        "training includes replay, trial steps, the choice of replayed examples and the stored logits. The query is the "
-        "scoring of the pool before each round after the first. Seconds depend on what else the machine was doing."
+        "training includes replay, trial steps, the choice of replayed examples and the stored logits. The query is "
+        "the scoring of the pool before each round after the first. Seconds depend on what else the machine was doing."
     )
     report.table(reached_table(curves))
     report.plot("cost.svg", "score over cost", plot_costs, curves)
@@ -112,7 +114,7 @@ def cost_table(curves: Curves) -> Table:
         cells = [short_count(round(costs["training"])), short_count(round(costs["total"])), *ratios]
         rows.append([name, *cells, f"{costs['seconds_training']:.1f}", f"{costs['seconds_total']:.1f}"])
     head = ["learner", "training", "with query", f"{first} / training", f"{first} / with query"]
-    return Table([*head, "seconds of training", "with query"], rows)
+    return Table([*head, "seconds of training", "seconds with query"], rows)
 
 
 COSTS = ("training", "total", "seconds_training", "seconds_total")
@@ -152,7 +154,9 @@ def learners_table(plan: ActivePlan) -> Table:
     rows = []
     for learner in plan.study.learners:
         used = learner.replay.used(learner.method, plan.texts.setup.options.batch_size)
-        settings = ", ".join(f"{name.replace('_', ' ')} {NOTHING if v is None else f'{v:g}'}" for name, v in used.items())
+        settings = ", ".join(
+            f"{name.replace('_', ' ')} {'median distance' if v is None else f'{v:g}'}" for name, v in used.items()
+        )
         rows.append([learner.name, learner.method, learner.query or "people", settings])
     return Table(["learner", "method", "query", "replay"], rows)
 
@@ -162,7 +166,9 @@ def options_table(plan: ActivePlan) -> Table:
     options = plan.texts.setup.options
     names = ("learning_rate", "batch_size", "epochs", "max_length", "schedule.name", "schedule.warmup", "dropout")
     values = {leaf.name: leaf.value for leaf in leaves(options)}
-    rows = [[name.replace("_", " "), f"{values[name]}"] for name in names]
+    rows = [
+        [name.replace("_", " ").removesuffix(".name").replace("schedule.", ""), f"{values[name]}"] for name in names
+    ]
     rows += [["pool", f"{len(plan.texts.examples):,} texts"]] if not plan.texts.people else []
     return Table(["option", "value"], rows)
 

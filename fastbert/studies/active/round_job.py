@@ -209,7 +209,7 @@ def select(its: Round, last: nn.Module | None) -> tuple[np.ndarray, np.ndarray |
         its.cost.pool += len(rows)
         return outputs_of(last, its.task, data, rows, setup.precision, its.batch_size)
 
-    found = acquire(query, order, its.memory.rows, count, outputs)
+    found = acquire(query, setup.task.kind, order, its.memory.rows, count, outputs)
     its.seconds_query = time.perf_counter() - start
     return found
 
@@ -256,9 +256,7 @@ def score(its: Round, model: nn.Module, logbook: Logbook, step: int) -> dict[str
     setup, scores, figures = its.texts.setup, {}, {}
     finite = bool(all_finite(model.state_dict().values()))
     for split, inputs in setup.dev.items():
-        scores[split] = predict_scores(
-            model, its.task, inputs, precision=setup.precision, batch_size=its.batch_size
-        )
+        scores[split] = predict_scores(model, its.task, inputs, precision=setup.precision, batch_size=its.batch_size)
         figures[split] = dev_figures(setup.task, scores[split], inputs.examples)
         logbook.log(step, split, {**figures[split], "epoch": setup.options.epochs})
         finite = finite and None not in figures[split].values()
