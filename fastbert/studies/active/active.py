@@ -119,5 +119,13 @@ def report_active(store: ResultStore, name: str, plan: ActivePlan) -> int:
     report.write(provenance(plan.study.path, plan.study.threads, done))
     if curves.finished:
         print(printed_curves(curves))
+    if plan.texts.people:
+        print("\n".join(["models of the last round, for fastbert select --model:", *newest_models(store, plan)]))
     print(f"{store.out / RESULTS}\n{folder / 'report.html'}")
     return print_failures(failed, len(store.jobs), lambda row: f"{row['labels']} labels, seed {row['seed']}")
+
+
+def newest_models(store: ResultStore, plan: ActivePlan) -> list[str]:
+    """A line for each finished last round: its learner, seed and folder."""
+    last = [job for job in store.jobs if job.kind == ROUND and job.setting["labels"] == plan.rounds[-1]]
+    return [f"  {job.model}, seed {job.seed}: {store.out / JOBS / job.id / RUN}" for job in last if store.is_done(job)]
