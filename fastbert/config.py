@@ -119,9 +119,10 @@ def other_job_hint(values: Collection[str], known: Collection[str]) -> str:
     return f"the file looks like one for fastbert {job}" if job else ""
 
 
-MARKS = {"variants": "ablate", "learners": "active", "models": "sweep", "task": "finetune", "custom": "finetune"} | dict.fromkeys(
-    ("data", "objective", "position", "layers", "size"), "pretrain"
-)
+MARKS = {
+    **{"variants": "ablate", "learners": "active", "models": "sweep", "task": "finetune", "custom": "finetune"},
+    **dict.fromkeys(("data", "objective", "position", "layers", "size"), "pretrain"),
+}
 """Options that only one job has, from which the job of a file is recognized."""
 
 

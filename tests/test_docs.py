@@ -43,6 +43,13 @@ STUDY = {
         "seeds": 1,
     },
     "sweep": {},
+    "active": {
+        "pool": 40,
+        "rounds": [8, 16],
+        "learners": [{"method": "anew", "query": "random"}, {"method": "sd", "query": "margin"}],
+        "seeds": 1,
+        "finetune": {"epochs": 1, "max_length": 16, "machine": {"device": "cpu", "precision": "fp32"}},
+    },
 }
 """Changes of a study's YAML file that make it a toy, and those of one with tasks."""
 STUDY_TASKS = {"finetune": {"glue_subset": True, "machine": {"device": "cpu", "precision": "fp32"}}}
@@ -70,7 +77,12 @@ def toy(arguments: list[str]) -> list[str]:
     if job in STUDY:
         path = Path(rest[0]).with_stem(f"toy-{Path(rest[0]).stem}")
         tasks = STUDY_TASKS if "tasks" in yaml.safe_load(Path(rest[0]).read_text()) else {}
-        path.write_text(yaml.safe_dump({"inherits": rest[0], **STUDY[job], **tasks}))
+        changes = {**STUDY[job], **tasks}
+        if "--glue-dir" in rest and job == "active":
+            changes["finetune"] = {**changes["finetune"], "glue_subset": True}
+        if "--rounds-from" in rest:
+            changes = {"finetune": changes["finetune"]}
+        path.write_text(yaml.safe_dump({"inherits": rest[0], **changes}))
         if "--workers" in rest:
             rest[rest.index("--workers") + 1] = "1"
         return [job, str(path), *rest[1:]]
@@ -151,6 +163,9 @@ def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
         (folder / f"{split}.csv").write_text(
             "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)
         )
+    (folder / "rounds").mkdir()
+    labelled = [{"text": f"{n} times {word}", "label": word, "score": 0.9} for n, word in enumerate(("bad", "good"), 2)]
+    (folder / "rounds" / "round-2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
     for seed, name in enumerate(("base", "absolute", "tupe-r")):
         assert main(toy(["pretrain", "--data", "data/wiki", "--seed", f"{seed}", "--out", f"runs/{name}"])) == 0
 

@@ -14,6 +14,7 @@ from fastbert.finetuning.weak.functions import Reader
 from fastbert.inheritance import LONGEST_CHAIN, merged, read_yaml
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import load_ablation
+from fastbert.studies.active.options import load_active
 from fastbert.studies.sweep.options import load_sweep
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -113,6 +114,7 @@ LOADERS = {
     "tasks": lambda path: load_yaml(CustomTaskOptions, path),
     "sweep": load_sweep,
     "ablate": load_ablation,
+    "active": load_active,
     "weak": lambda path: [
         Reader(name, spec, ("0", "1"), path.parent) for name, spec in read_yaml(path)[0]["functions"].items()
     ],

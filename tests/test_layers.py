@@ -86,7 +86,7 @@ def test_imports_lead_downwards(graph) -> None:
 
 
 def test_sweep_and_ablate_stand_on_the_engine_and_not_on_each_other(graph) -> None:
-    layer = {"engine": 1, "shared": 2, "sweep": 3, "ablate": 3, "affinity": 3}
+    layer = {"engine": 1, "shared": 2, "sweep": 3, "ablate": 3, "active": 3, "affinity": 3}
     edges = {
         (name.split(".")[2], other.split(".")[2])
         for name, others in graph.items()
@@ -94,7 +94,13 @@ def test_sweep_and_ablate_stand_on_the_engine_and_not_on_each_other(graph) -> No
         if name.startswith("fastbert.studies.") and other.startswith("fastbert.studies.")
     }
     assert not [edge for edge in edges if layer[edge[1]] >= layer[edge[0]] and edge[0] != edge[1]]
-    assert {("sweep", "engine"), ("ablate", "engine"), ("ablate", "shared"), ("shared", "engine")} <= edges
+    assert {
+        ("sweep", "engine"),
+        ("ablate", "engine"),
+        ("ablate", "shared"),
+        ("active", "engine"),
+        ("shared", "engine"),
+    } <= edges
 
 
 def test_no_circles(graph) -> None:

@@ -16,6 +16,7 @@ IMPORTED_BY_WORKERS = (
     *(*IMPORTED, MODULE),
     "fastbert.finetuning.seed",
     "fastbert.studies.ablate.pretrain_jobs",
+    "fastbert.studies.active.round_job",
     "fastbert.studies.shared.evaluate_jobs",
     "fastbert.studies.shared.finetune_jobs",
 )

@@ -57,6 +57,7 @@ GIVEN = {
     "export": {"run": "missing", "out": "out"},
     "sweep": {"out": "out"},
     "ablate": {"out": "out"},
+    "active": {"out": "out"},
     "report": {"runs": ("missing",), "out": "page.html"},
     "bench throughput": {"data": "missing"},
     "bench data": {"data": "missing"},

@@ -9,7 +9,7 @@ from fastbert.ranges import Count, NotNegative, Positive, check_values
 
 @dataclass(frozen=True)
 class Method:
-    """How a round trains: where its weights start, which losses it has, and which old examples it replays."""
+    """Training of a round: where its weights start, which losses it has, and which old examples it replays."""
 
     from_last: bool
     """Start from the weights of the round before, not from the pretrained ones."""

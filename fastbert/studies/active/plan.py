@@ -80,7 +80,7 @@ def trained_counts(learners: Sequence[Learner], rounds: Sequence[int]) -> list[i
 
 @dataclass(frozen=True)
 class Chains:
-    """What the jobs of all learners have in common."""
+    """Values that the jobs of all learners have in common."""
 
     study: ActiveStudy
     texts: Texts

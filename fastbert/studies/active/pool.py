@@ -28,7 +28,7 @@ class Texts:
     """Texts and labels of a study."""
 
     setup: FinetuneSetup
-    """With all texts as its training examples."""
+    """Setup of a fine-tuning with all texts as its training examples."""
     people: tuple[int, ...] = ()
     """Number of texts after each round, if people have chosen them: the first texts are the first round, ..."""
     repeated: int = 0
