@@ -129,7 +129,7 @@ class Chains:
         return Job(
             id=digest(identity),
             model=learner.name,
-            task=task.name,
+            task=task.name if kind == ROUND else f"{task.name}, trained anew",
             seed=seed,
             setting={"labels": sizes[-1]},
             identity=identity,
