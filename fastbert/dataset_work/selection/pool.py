@@ -22,7 +22,7 @@ from fastbert.progress import progress
 PAIR = "pair"
 SCORE, REASON = "score", "reason"
 """Columns of the output."""
-DIGITS = 6
+DIGITS = 5
 """Decimals of scores: the other rows of a batch change the last bits of a forward pass."""
 UPDATE = 1000  # rows between two updates of the progress
 

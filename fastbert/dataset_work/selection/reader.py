@@ -32,7 +32,7 @@ class Read:
     """A chunk of texts as the models read it."""
 
     inputs: Inputs
-    """Of the first model."""
+    """The texts and their ids in the first model."""
     scores: np.ndarray
     """float64 [U, ...], the mean over the models."""
     states: np.ndarray | None
