@@ -365,6 +365,7 @@ POOLS = {
     "column": '{"txt": "the"}\n',
     "score": '{"text": "the"}\n{"text": "a", "score": 1}\n',
     "twice": '{"text": "the", "id": 1, "id": 2}\n',
+    "unread": '{"words": "the"}\n',
     "blank": '{"text": " "}\n',
 }
 MODEL = ("--model", "MODEL", "--query")
@@ -378,6 +379,7 @@ MODEL = ("--model", "MODEL", "--query")
             ("--pool", "column.jsonl"),
             "line 1 has no column 'text', in which the task has its texts; did you mean 'txt'?",
         ),
+        (("--task", "tokens.yaml", "--pool", "unread.jsonl"), "line 1 has no column 'tokens', in which the task has"),
         (("--pool", "score.jsonl"), "line 2 has a column 'score', which select adds; rename it in the pool"),
         (("--pool", "twice.jsonl"), "line 1 has 'id' twice"),
         (("--pool", "blank.jsonl"), "line 1: the text 'text' is empty"),
