@@ -66,10 +66,12 @@ CASES = {
     "ablation": ("ablate", "{ablation}"),
     "ablation of unprepared text, heads": ("ablate", "{ablation-heads}"),
     "ablation of unprepared text, warm-up": ("ablate", "{ablation-warmup}"),
+    "active learning with too many rounds": ("active", "{active}"),
     "export": ("export", "none", "--out", "exported/x"),
     "predict": ("predict", "--model", MODEL, "--source", TEXT, "--out", "predicted/x.jsonl"),
     "submit": ("submit", "--results", "none", "--out", "submitted/glue.zip"),
     "weak labels": ("weak-label", "--task", TASK, "--functions", "none.yaml", "--out", "labelled/x"),
+    "selection": ("select", "--task", TASK, "--pool", "{single}", "--count", 1, "--out", "selected/x.jsonl"),
     "throughput": ("bench", "throughput", "--data", "none", "--out", "measured/x"),
     "bench of data": ("bench", "data", "--data", "none", "--out", "measured/x"),
 }
@@ -96,6 +98,8 @@ def given(corpus: Path, prepared: Path, tmp_path_factory) -> dict[str, str]:
         "sweep-dropout": sweep | {"finetune": {"dropout": 1.5}},
         "ablation": {"base": base, "variants": {"a": {}, "b": {"seed": 1}}, "budget": {"steps": 3}},
     }
+    files["active"] = {"model": found["model"], "task": found["task"], "rounds": [8, 80]}
+    files["active"]["learners"] = [{"method": "anew", "query": "random"}]
     text = {"base": base | {"data": found["text"], "batch_size": 8}, "budget": {"steps": 3}}
     files["ablation-heads"] = text | {"variants": {"a": {}, "b": {"heads": 5}}}
     files["ablation-warmup"] = text | {"variants": {"a": {}, "b": {"schedule": {"warmup": 9}}}}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.outputs import output_file
-from fastbert.records import json_text
+from fastbert.records import finite_or_none, json_text
 
 
 def write_rows(out: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -25,6 +25,7 @@ def write_rows(out: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json_text(value, ensure_ascii=False, default=str)
+    value = finite_or_none(value)
+    if value is None:
+        return ""
+    return json_text(value, ensure_ascii=False, default=str) if isinstance(value, bool | list | dict) else str(value)

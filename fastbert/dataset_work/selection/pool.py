@@ -2,6 +2,7 @@
 them and to write the selected ones, so that only hashes are in memory."""
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fastbert.data.formats import suffixes
 from fastbert.data.tables import whole_rows
 from fastbert.dataset_work.selection.queries import highest
 from fastbert.errors import UserError, brief, nearest
@@ -16,15 +18,14 @@ from fastbert.finetuning.custom import TEXT, CustomSource, CustomTaskOptions
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.rows import Example, Row
 from fastbert.finetuning.tasks import Task, custom_task
-from fastbert.finetuning.word_rows import is_conll
+from fastbert.finetuning.word_rows import is_conll, word_columns
 from fastbert.progress import progress
 
 PAIR = "pair"
 SCORE, REASON = "score", "reason"
 """Columns of the output."""
-DIGITS = 6
+DIGITS = 5
 """Decimals of scores: the other rows of a batch change the last bits of a forward pass."""
-UPDATE = 1000  # rows between two updates of the progress
 
 Item = TypeVar("Item")
 
@@ -82,8 +83,14 @@ class Pool:
 
     def cells(self, wanted: set[int]) -> dict[int, dict[str, Any]]:
         """All cells of the rows at these indices of the file, by index. Raises the same errors as `examples`."""
-        rows = self._checked(rows_with_cells(self.source, self.path), lambda both: both[0])
-        return {index: cells for index, (_, cells) in enumerate(rows) if index in wanted}
+        found = {}
+        with progress("reading the selected rows", len(self.keys), "rows") as shown:
+            rows = self._checked(rows_with_cells(self.source, self.path), lambda both: both[0])
+            for index, (_, cells) in enumerate(rows):
+                if index in wanted:
+                    found[index] = cells
+                shown.update(index)
+        return found
 
     def _checked(self, items: Iterator[Item], row_of: Callable[[Item], Row]) -> Iterator[Item]:
         """Yields `items`, as long as their texts are those of the first reading."""
@@ -117,15 +124,14 @@ def read_pool(path: str, task: Task, task_name: str, limit: int | None, seed: in
             row remains.
     """
     source = pool_source(Path(path), task, task_name)
-    hashes = []
+    hashes = array("Q")
     with progress("reading the pool", 0, "texts") as shown:
         for row, _ in rows_with_cells(source, Path(path)):
             hashes.append(key(row.text, row.pair, task.symmetric))
-            if len(hashes) % UPDATE == 0:
-                shown.update(len(hashes))
+            shown.update(len(hashes))
     if not hashes:
         raise UserError(f"the pool {path} holds no text; give a file with rows")
-    keys = np.array(hashes, np.uint64)
+    keys = np.frombuffer(hashes, np.uint64)
     free = np.ones(len(keys), bool)
     labelled = {}
     for split in task.splits:
@@ -175,9 +181,12 @@ def cells_of_rows(source: CustomSource, path: Path) -> Iterator[dict[str, Any]]:
         UserError: a column of the task's texts is missing, or a column has the name of one that the output adds.
     """
     options = source.options
-    texts = tuple(name for name in (options.text or TEXT, options.pair) if name is not None)
+    if KINDS[options.kind].labels_words and suffixes(path)[0] != ".csv":
+        texts = word_columns(path, options.text, options.label, may_lack_labels=True).texts
+    else:
+        texts = tuple(name for name in (options.text or TEXT, options.pair) if name is not None)
     for where, cells in whole_rows(path, texts):
-        for name in () if KINDS[options.kind].labels_words else texts:
+        for name in texts:
             if name not in cells:
                 raise UserError(
                     f"{where} has no column {brief(name)}, in which the task has its texts; {nearest(name, cells)}; "

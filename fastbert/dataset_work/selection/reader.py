@@ -11,7 +11,7 @@ import torch
 
 from fastbert.finetuning.averages import mean_of_models
 from fastbert.finetuning.batches import EncodedSplit, reading_order
-from fastbert.finetuning.ensemble import Ensemble, Member, check_members, open_ensemble
+from fastbert.finetuning.ensemble import Ensemble, Member, open_ensemble
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.model import TaskModel
 from fastbert.finetuning.predict import check_fits
@@ -32,7 +32,7 @@ class Read:
     """A chunk of texts as the models read it."""
 
     inputs: Inputs
-    """Of the first model."""
+    """The texts and their ids in the first model."""
     scores: np.ndarray
     """float64 [U, ...], the mean over the models."""
     states: np.ndarray | None
@@ -156,8 +156,3 @@ def prepare_machine(machine: MachineOptions) -> None:
     if warning:
         echo(warning)
     setup_machine(machine, device)
-
-
-def check_previous(reader: Reader, previous: Reader) -> None:
-    """Raises a UserError if a model of the previous round is one of this round, or predicts other labels."""
-    check_members([*reader.ensemble.members, *previous.ensemble.members])

@@ -10,8 +10,9 @@ from fastbert.dataset_work.selection import queries
 from fastbert.dataset_work.selection.agreement import Agreement
 from fastbert.dataset_work.selection.options import FACILITY_LOCATION, K_CENTRE, SelectOptions, folders
 from fastbert.dataset_work.selection.pool import DIGITS, Chosen, Pool, labelled_examples
-from fastbert.dataset_work.selection.reader import Read, Reader, check_previous, open_reader, prepare_machine
+from fastbert.dataset_work.selection.reader import Read, Reader, open_reader, prepare_machine
 from fastbert.errors import plural
+from fastbert.finetuning.ensemble import check_distinct
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.tasks import Task
@@ -35,7 +36,7 @@ class Scoring:
     """
 
     def __init__(self, options: SelectOptions, task: Task) -> None:
-        """Loads the models. Raises a UserError if one is damaged or does not fit the task."""
+        """Loads the models. Raises a UserError if one is damaged, does not fit the task, or is given twice."""
         prepare_machine(options.machine)
         self.task, self.truncated, self._previous_name = task, 0, options.previous
         self.reader = open_reader(folders(options.model), task, options.machine, options.model)
@@ -43,7 +44,7 @@ class Scoring:
         self.agreement: Agreement | None = None
         if options.previous is not None:
             self.previous = open_reader(folders(options.previous), task, options.machine, options.previous)
-            check_previous(self.reader, self.previous)
+            check_distinct([*self.reader.ensemble.members, *self.previous.ensemble.members])
             kind = self.reader.kind
             self.agreement = Agreement(kind.distributions(np.zeros((0, *kind.score_shape()))).shape[-1])
 

@@ -51,7 +51,7 @@ class ReplayOptions:
     candidates: Count = 100
     """Old examples, sampled uniformly in each step, from which MIR and SDS2 choose the replayed ones; at least
     `replay`."""
-    entropy_weight: NotNegative = 1.0
+    entropy_weight: NotNegative = 0.1
     """Weight of the entropies in the function of SDS2: lambda, in units of the number of candidates."""
     width: Positive | None = None
     """Width sigma of the Gaussian kernel of SDS2 (default: the median distance of two candidates)."""

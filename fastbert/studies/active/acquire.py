@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fastbert.dataset_work.selection.options import K_CENTRE, POOL_SIZE, RANDOM
+from fastbert.dataset_work.selection.options import K_CENTRE, POOL_SIZE, RANDOM, SelectOptions
 from fastbert.dataset_work.selection.queries import facility_location, gaussian_similarity, highest, k_centre
 from fastbert.dataset_work.selection.scoring import UNCERTAINTIES
 from fastbert.errors import UserError
@@ -50,7 +50,9 @@ def acquire(
         found = k_centre(its.states, count, outputs(labelled).states)
     else:  # facility-location
         entropies = uncertainty("entropy", kind, its.logits)
-        found = facility_location(gaussian_similarity(its.states), count, entropies, float(len(free)))
+        found = facility_location(
+            gaussian_similarity(its.states), count, entropies, SelectOptions.entropy_weight * len(free)
+        )
     return free[found.rows], found.values
 
 
