@@ -1,9 +1,9 @@
 """`fastbert active`: learners in rounds of growing numbers of labels, as chains of jobs; writes one report.
 
-out/active.json      the study, and the ids of its jobs
-out/results.jsonl    one object per job that is done or has failed; the file is rewritten whenever a job ends
-out/jobs/<id>/       log.txt, and run/ of a round: see `round_job`
-out/report/          report.md, report.html, plots
+out/active-study.json   the study, and the ids of its jobs
+out/results.jsonl       one object per job that is done or has failed; the file is rewritten whenever a job ends
+out/jobs/<id>/          log.txt, and run/ of a round: see `round_job`
+out/report/             report.md, report.html, plots
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from fastbert.studies.engine.outcomes import RUN, print_failures
 from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore, is_done
 from fastbert.studies.shared.report import ReportPage, provenance
 
-ACTIVE = "active"
+ACTIVE = "active-study"
 
 
 def active(study: ActiveStudy, options: ActiveOptions) -> int:
