@@ -93,7 +93,8 @@ def tuner(bert, examples):
         pretrained = load_encoder(bert)
         data = encode(examples, tokenizer_of(pretrained), 30, KIND.targets)
         changes = {"replay": 3, "candidates": 8, **changes}
-        options = replace(OPTIONS, machine=replace(CPU, micro_batch_size=changes.pop("micro", None)))
+        rates = dict.fromkeys(("dropout", "attention_dropout"), changes.pop("dropout", 0.1))
+        options = replace(OPTIONS, machine=replace(CPU, micro_batch_size=changes.pop("micro", None)), **rates)
         updater = build_updater(options, pretrained, {"words": KIND}, 0, torch.device("cpu"), "fp32")
         stored = outputs_of(updater.module, "words", data, np.arange(12), "fp32").logits
         stream = NewRows("words", data, 12, 4, 0)
@@ -173,6 +174,19 @@ def test_steps_have_only_the_losses_with_a_weight(tuner) -> None:
     assert not torch.equal(trained("der", alpha=0.5), trained("der", 3.0, alpha=0.5))
     assert not torch.equal(trained("der", alpha=0.5, beta=0.1), trained("der", alpha=0.5, beta=1.0))
     assert torch.equal(trained("er"), trained("er", 3.0))
+
+
+@pytest.mark.parametrize("name", ["sd", "der"])
+def test_each_row_is_compared_with_its_own_logits(tuner, name) -> None:
+    """Without dropout, nothing has changed before the first step: all distances are zero, in any order of the rows."""
+    its = tuner(name, dropout=0.0)
+    batch = its.stream.at(0, 0)
+    batch = replace(batch, rows=np.concatenate([batch.rows, [7, 2, 11]]))
+    sums = its.losses(batch, 4)(its.updater.module, slice(0, 7))
+    assert float(sums["memory"].detach()) == pytest.approx(0, abs=1e-9)
+    losses = its.losses_of(batch.rows)
+    assert float(sums["new"].detach()) == pytest.approx(losses[:4].sum(), rel=1e-5)
+    assert float(sums["labels"].detach()) == pytest.approx(losses[4:].sum(), rel=1e-5)
 
 
 def test_every_new_row_once_per_epoch(tuner) -> None:
