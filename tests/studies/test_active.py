@@ -5,6 +5,7 @@ import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,17 @@ from safetensors.numpy import load_file
 from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.finetuning.continual.memory import Memory, read_memory, write_memory
+from fastbert.finetuning.continual.options import ReplayOptions
+from fastbert.finetuning.continual.outputs import Outputs
 from fastbert.finetuning.continual.tuner import Cost
+from fastbert.finetuning.kinds.classes import Classes
 from fastbert.studies.active import round_job
+from fastbert.studies.active.acquire import acquire
 from fastbert.studies.active.curves import Curves, area
 from fastbert.studies.active.options import load_active, round_files
 from fastbert.studies.active.plan import plan_active
 from fastbert.studies.active.pool import permuted, round_seed
+from fastbert.studies.active.submodular import submodular
 from tests.finetuning.conftest import make_task
 from tests.studies.conftest import read_rows, without_times
 
@@ -393,6 +399,57 @@ def test_files_of_rounds_are_in_the_order_of_their_numbers(tmp_path) -> None:
         (tmp_path / name).write_text("")
     (tmp_path / ".round-1.jsonl.swp").write_text("")
     assert [path.name for path in round_files(tmp_path)] == ["2-labels.jsonl", "round-9.csv.gz", "round-10.jsonl"]
+
+
+STATES = np.array([[0, 0], [0, 1], [9, 9], [9, 8], [0, 9]], np.float32)
+LOGITS = np.array([[3, 0], [1, 0], [0, 0.5], [0, 0.6], [0.1, 0]], np.float32)
+"""Two clusters and a text apart; texts 4, 2 and 3 are those with the highest entropy."""
+
+
+def test_each_query() -> None:
+    """Texts in the order of their selection; text 1 is labelled."""
+    asked: list[list[int]] = []
+
+    def outputs(rows: np.ndarray) -> Outputs:
+        asked.append(rows.tolist())
+        return Outputs(LOGITS[rows], STATES[rows])
+
+    def found(query: str, count: int) -> list[int]:
+        asked.clear()
+        kind = Classes(("bad", "good"))
+        return acquire(query, kind, np.array([3, 0, 4, 1, 2]), np.array([1]), count, outputs)[0].tolist()
+
+    assert found("random", 3) == [3, 0, 4] and asked == []
+    for query in ("entropy", "margin", "least-confidence"):
+        assert found(query, 3) == [4, 2, 3] and asked == [[3, 0, 4, 2]]
+    assert found("k-centre", 2) == [2, 4] and asked == [[3, 0, 4, 2], [1]]
+    assert found("facility-location", 4)[0] in (2, 3) and sorted(found("facility-location", 4)) == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({}, {4, 2, 1}),
+        ({"entropy_weight": 0.0}, {0, 2, 4}),
+        ({"entropy_weight": 100.0}, {2, 3, 4}),
+        ({"width": 100.0}, {2, 3, 4}),
+    ],
+)
+def test_replay_of_sds2(settings, chosen) -> None:
+    """One text of each cluster and the one apart, where entropies decide which one of a cluster; with a large weight,
+    or a kernel in which all texts are alike, those with the highest entropies."""
+    state = {"replay": 3, "candidates": 5, "old": 5, "seed": 0, "progress": SimpleNamespace(step=2)}
+    kinds = SimpleNamespace(module=SimpleNamespace(kinds={"t": Classes(("bad", "good"))}))
+    used = ReplayOptions(candidates=5).used("sds2", 3) | {"width": 2.0} | settings
+    tuner = SimpleNamespace(
+        **state, settings=used, updater=kinds, outputs=lambda rows: Outputs(LOGITS[rows], STATES[rows])
+    )
+    found = submodular(tuner, SimpleNamespace(head="t"))
+    assert len(found) == 3
+    if settings.get("entropy_weight") == 0.0:  # both texts of a cluster are equally near to each other
+        assert len({0, 1} & set(found)) == len({2, 3} & set(found)) == 1 and 4 in found
+    else:
+        assert set(found) == chosen
 
 
 def test_a_damaged_memory_is_refused(tmp_path) -> None:
