@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
@@ -19,6 +20,7 @@ from fastbert.finetuning.continual.options import ReplayOptions
 from fastbert.finetuning.continual.outputs import Outputs
 from fastbert.finetuning.continual.tuner import Cost
 from fastbert.finetuning.kinds.classes import Classes
+from fastbert.finetuning.saved import load_task_model
 from fastbert.studies.active import round_job
 from fastbert.studies.active.acquire import acquire
 from fastbert.studies.active.curves import Curves, area
@@ -232,6 +234,32 @@ def kill_at(patch: pytest.MonkeyPatch, point: str) -> None:
         return original(*given)
 
     patch.setattr(round_job, point, killed)
+
+
+@pytest.mark.parametrize("method", ["anew", "warm", "er"])
+def test_where_a_round_starts(content, tmp_path, monkeypatch, method) -> None:
+    """Weights before the first step of the second round: those of the end of the first one or, for anew, the pretrained
+    ones with the head as the first round had it."""
+    monkeypatch.chdir(tmp_path)
+    learners = [{"method": method, "query": "random"}]
+    plan = plan_active(*load_active(write(tmp_path, content, learners=learners, rounds=[8, 16])))
+    first, second = (job.to_dict() for job in plan.jobs[:2])
+    starts, train = [], round_job.train
+
+    def recorded(its, updater, rows):
+        starts.append({name: value.clone() for name, value in updater.module.state_dict().items()})
+        if len(starts) == 2:
+            raise Killed
+        return train(its, updater, rows)
+
+    monkeypatch.setattr(round_job, "train", recorded)
+    round_job.round_job(first, tmp_path / first["id"] / "run")
+    with pytest.raises(Killed):
+        round_job.round_job(second, tmp_path / second["id"] / "run")
+    ended = load_task_model(tmp_path / first["id"] / "run").model.state_dict()
+    assert not any(torch.equal(ended[name], value) for name, value in starts[0].items() if value.ndim == 2)
+    expected = starts[0] if method == "anew" else ended
+    assert all(torch.equal(expected[name], value) for name, value in starts[1].items())
 
 
 def test_more_rounds_continue(study, content, tmp_path, capsys) -> None:
