@@ -262,6 +262,20 @@ def test_pairs_are_labelled_in_either_order_if_the_task_is_symmetric(models, tas
     assert len(select("both", models["pairs"], "k-centre", count=10)) == 10
 
 
+def test_columns_of_words_are_a_pool(models, task) -> None:
+    """Texts that differ in white space alone are the same."""
+    texts = sentences(9, 1)
+    Path("words.conll").write_text("".join("\n".join(f"{word}\tO" for word in text.split()) + "\n\n" for text in texts))
+    found = select("tokens", models["tokens"], "margin", "--pool", "words.conll", count=9)
+    assert sorted(" ".join(row["tokens"]) for row in found) == sorted(texts)
+    assert all(row["tags"] == ["O"] * len(row["tokens"]) for row in found)
+    write_rows(
+        task / "pool.jsonl", [{"text": "  " + text.replace(" ", "  ")} for text in sentences(4, 0)] + [{"text": "a"}]
+    )
+    (row,) = select("classes", None, "random", count=1)
+    assert row["text"] == "a"
+
+
 def test_labelled_texts_of_test_are_excluded(models, task, capsys) -> None:
     texts = sentences(60, 1)
     write_rows(task / "test.jsonl", [{"text": texts[5], "label": "bad"}, {"text": texts[6], "label": None}])
@@ -314,7 +328,7 @@ def test_chunks_bound_the_texts_in_memory_and_truncated_texts_are_counted(models
     select("classes", models["classes"], "margin")
     assert sizes == [16, 16, 16, 12]
     longer = sum(len(text.split()) > 10 for text in sentences(60, 1))
-    assert f"{longer} texts were longer than the model reads" in capsys.readouterr().out
+    assert f"{longer} texts had more tokens than the model reads" in capsys.readouterr().out
 
 
 def test_a_pool_that_changes_is_refused_and_the_earlier_output_remains(models, task, monkeypatch, capsys) -> None:
