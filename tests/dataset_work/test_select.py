@@ -1,11 +1,14 @@
 """`fastbert select`: scores, exclusions, samples, output and errors, with models of random weights."""
 
 import csv
+import gzip
 import json
 import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
@@ -236,6 +239,17 @@ def test_random_needs_no_model_and_reads_the_same_texts_from_any_format(task, ca
     with open("pool.csv", "w", newline="") as file:
         writer = csv.writer(file, delimiter=";")
         writer.writerows([["id", "text"], *([row["id"], row["text"]] for row in rows)])
+    columns = {name: [row[name] for row in rows] for name in ("id", "text")}
+    pyarrow.parquet.write_table(pyarrow.table(columns), "pool.parquet")
+    Path("array.json").write_text(json.dumps(rows, indent=1))
+    Path("pool.jsonl.gz").write_bytes(gzip.compress(Path("pool.jsonl").read_bytes()))
+    Path("pool.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows))
+    for name in ("array.json", "pool.jsonl.gz", "pool.parquet", "pool.tsv"):
+        again = select("classes", None, "random", "--pool", name)
+        assert [int(row["id"]) for row in again] == [row["id"] for row in found]
+        assert again[0].keys() - {"more"} == {"id", "text", "score", "reason"} and ("more" in again[0]) == (
+            "json" in name
+        )
     select("classes", None, "random", "--pool", "pool.csv", out="out.csv")
     with open("out.csv", newline="") as file:
         read = list(csv.DictReader(file))
@@ -353,9 +367,6 @@ def test_a_pool_that_changes_is_refused_and_the_earlier_output_remains(models, t
 
 
 def test_cells_of_any_type_are_written(task) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     columns = {
         "text": ["the a\rof", 'and "to"\rin; was'],
         "list": [["x", "ü"], None],
