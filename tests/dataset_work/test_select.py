@@ -1,11 +1,14 @@
 """`fastbert select`: scores, exclusions, samples, output and errors, with models of random weights."""
 
 import csv
+import gzip
 import json
 import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
@@ -236,6 +239,17 @@ def test_random_needs_no_model_and_reads_the_same_texts_from_any_format(task, ca
     with open("pool.csv", "w", newline="") as file:
         writer = csv.writer(file, delimiter=";")
         writer.writerows([["id", "text"], *([row["id"], row["text"]] for row in rows)])
+    columns = {name: [row[name] for row in rows] for name in ("id", "text")}
+    pyarrow.parquet.write_table(pyarrow.table(columns), "pool.parquet")
+    Path("array.json").write_text(json.dumps(rows, indent=1))
+    Path("pool.jsonl.gz").write_bytes(gzip.compress(Path("pool.jsonl").read_bytes()))
+    Path("pool.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows))
+    for name in ("array.json", "pool.jsonl.gz", "pool.parquet", "pool.tsv"):
+        again = select("classes", None, "random", "--pool", name)
+        assert [int(row["id"]) for row in again] == [row["id"] for row in found]
+        assert again[0].keys() - {"more"} == {"id", "text", "score", "reason"} and ("more" in again[0]) == (
+            "json" in name
+        )
     select("classes", None, "random", "--pool", "pool.csv", out="out.csv")
     with open("out.csv", newline="") as file:
         read = list(csv.DictReader(file))
@@ -260,6 +274,20 @@ def test_pairs_are_labelled_in_either_order_if_the_task_is_symmetric(models, tas
     assert len(select("one", models["pairs"], "margin", count=21)) == 21
     assert {row["text"] for row in select("both", models["pairs"], "margin", count=10)} <= set(texts)
     assert len(select("both", models["pairs"], "k-centre", count=10)) == 10
+
+
+def test_columns_of_words_are_a_pool(models, task) -> None:
+    """Texts that differ in white space alone are the same."""
+    texts = sentences(9, 1)
+    Path("words.conll").write_text("".join("\n".join(f"{word}\tO" for word in text.split()) + "\n\n" for text in texts))
+    found = select("tokens", models["tokens"], "margin", "--pool", "words.conll", count=9)
+    assert sorted(" ".join(row["tokens"]) for row in found) == sorted(texts)
+    assert all(row["tags"] == ["O"] * len(row["tokens"]) for row in found)
+    write_rows(
+        task / "pool.jsonl", [{"text": "  " + text.replace(" ", "  ")} for text in sentences(4, 0)] + [{"text": "a"}]
+    )
+    (row,) = select("classes", None, "random", count=1)
+    assert row["text"] == "a"
 
 
 def test_labelled_texts_of_test_are_excluded(models, task, capsys) -> None:
@@ -308,13 +336,15 @@ def test_models_of_two_rounds_are_compared_on_the_pool(models, task, monkeypatch
 
 
 def test_chunks_bound_the_texts_in_memory_and_truncated_texts_are_counted(models, task, monkeypatch, capsys) -> None:
-    sizes, read = [], Reader.read
+    chunks, read = [], Reader.read
     monkeypatch.setattr(scoring, "CHUNK", 16)
-    monkeypatch.setattr(Reader, "read", lambda self, chunk, *more: sizes.append(len(chunk)) or read(self, chunk, *more))
+    monkeypatch.setattr(Reader, "read", lambda self, chunk, *more: chunks.append(chunk) or read(self, chunk, *more))
     select("classes", models["classes"], "margin")
-    assert sizes == [16, 16, 16, 12]
+    assert [len(chunk) for chunk in chunks] == [16, 16, 16, 12]
+    keys = [[key(example.text, None, False) for example in chunk] for chunk in chunks]
+    assert keys == [sorted(chunk) for chunk in keys]  # batches do not depend on the order of the pool
     longer = sum(len(text.split()) > 10 for text in sentences(60, 1))
-    assert f"{longer} texts were longer than the model reads" in capsys.readouterr().out
+    assert f"{longer} texts had more tokens than the model reads" in capsys.readouterr().out
 
 
 def test_a_pool_that_changes_is_refused_and_the_earlier_output_remains(models, task, monkeypatch, capsys) -> None:
@@ -337,11 +367,8 @@ def test_a_pool_that_changes_is_refused_and_the_earlier_output_remains(models, t
 
 
 def test_cells_of_any_type_are_written(task) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     columns = {
-        "text": ["the a of", 'and "to"\r\nin; was'],
+        "text": ["the a\rof", 'and "to"\rin; was'],
         "list": [["x", "ü"], None],
         "day": pyarrow.array([0, 1], pyarrow.date32()),
         "real": [0.5, float("nan")],
@@ -350,14 +377,14 @@ def test_cells_of_any_type_are_written(task) -> None:
     found = select("classes", None, "random", "--pool", "pool.parquet", count=2)
     rest = [{name: row[name] for name in columns} for row in sorted(found, key=lambda row: row["day"])]
     assert rest == [
-        {"text": "the a of", "list": ["x", "ü"], "day": "1970-01-01", "real": 0.5},
-        {"text": 'and "to"\r\nin; was', "list": None, "day": "1970-01-02", "real": None},
+        {"text": "the a\rof", "list": ["x", "ü"], "day": "1970-01-01", "real": 0.5},
+        {"text": 'and "to"\rin; was', "list": None, "day": "1970-01-02", "real": None},
     ]
     select("classes", None, "random", "--pool", "pool.parquet", out="out.csv", count=2)
     again = dict(sorted((cells["day"], cells) for _, cells in whole_rows(Path("out.csv"))))
     assert again["1970-01-01"]["list"] == '["x", "ü"]' and again["1970-01-02"]["list"] == ""
     assert [again[f"1970-01-0{day}"]["real"] for day in (1, 2)] == ["0.5", ""]
-    assert again["1970-01-02"]["text"] == 'and "to"\nin; was'
+    assert [again[f"1970-01-0{day}"]["text"] for day in (1, 2)] == ["the a\nof", 'and "to"\nin; was']
 
 
 POOLS = {

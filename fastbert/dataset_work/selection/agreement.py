@@ -3,7 +3,7 @@
 import numpy as np
 
 ENOUGH = 0.99
-"""Kappa at which Bloodgood and Vijay-Shanker (CoNLL 2009, arXiv 1409.5165) stop, as a mean over three rounds."""
+"""Kappa over three rounds at which Bloodgood and Vijay-Shanker stop (CoNLL 2009, arXiv 1409.5165)."""
 
 
 class Agreement:
@@ -36,5 +36,5 @@ class Agreement:
         text = f"agreement with {previous}: {self.fraction:.1%} of {self.counts.sum():,} predictions"
         if kappa is None:
             return f"{text}; kappa is undefined, since both models predict a single label"
-        hint = f"; at {ENOUGH} or more in three rounds, more labels are unlikely to change the model: you can stop"
+        hint = f"; if it remains {ENOUGH} or more for three rounds, further labels change little: you can stop"
         return f"{text}, Cohen's kappa {kappa:.3f}{hint if kappa >= ENOUGH else ''}"

@@ -53,7 +53,7 @@ class SelectOptions:
     to stop."""
     pool_size: Count | None = None
     """Use only this number of texts, a hashed sample of those that remain (default: all; 5,000 for k-centre and
-    facility-location, whose time or memory grows with the square)."""
+    facility-location, which hold their hidden states or similarities in memory)."""
     entropy_weight: NotNegative = 0.1
     """Weight of the entropies in facility-location, lambda, in units of the number of texts."""
     seed: Seed = 0

@@ -165,10 +165,11 @@ def pool_source(path: Path, task: Task, task_name: str) -> CustomSource:
 
 
 def rows_with_cells(source: CustomSource, path: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Each row with all its cells; those of CoNLL columns are the words."""
+    """Each row with all its cells; those of CoNLL columns are the words and their tags."""
     if source.options.kind == "tokens" and is_conll(path):
         for row in source.rows("test", []):
-            yield row, {"tokens": [row.text[start:end] for start, end in row.words]}
+            words = {"tokens": [row.text[start:end] for start, end in row.words]}
+            yield row, words | ({} if row.label is None else {"tags": row.label})
         return
     for cells, row in zip(cells_of_rows(source, path), source.rows("test", []), strict=True):
         yield row, cells
@@ -230,9 +231,10 @@ def random_rows(pool: Pool, count: int, seed: int) -> list[Chosen]:
 
 
 def key(text: str, pair: str | None, symmetric: bool) -> int:
-    """A 64-bit hash of a text or a pair, of the two orders of a pair the same one if the task is symmetric. Texts have
-    no zero bytes."""
-    texts = [text] if pair is None else sorted((text, pair)) if symmetric else [text, pair]
+    """A 64-bit hash of a text or a pair: the same one for texts that differ in white space alone, and, if the task is
+    symmetric, for both orders of a pair."""
+    texts = [" ".join(one.split()) for one in (text, pair) if one is not None]
+    texts = sorted(texts) if symmetric else texts
     return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little")
 
 

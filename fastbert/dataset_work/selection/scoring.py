@@ -127,10 +127,9 @@ class Scoring:
         """Lines about truncated texts and the agreement."""
         lines = []
         if self.truncated:
-            what = plural(self.truncated, "text")
-            lines.append(
-                f"{what} {'was' if self.truncated == 1 else 'were'} longer than the model reads, and truncated"
-            )
+            words = "words of " if self.reader.kind.labels_words else ""
+            had = f"{plural(self.truncated, 'text')} had {words}more tokens than the model reads"
+            lines.append(f"{had}; the rest was not used")
         if self.agreement is not None:
             lines.append(self.agreement.line(self._previous_name))
         return lines
