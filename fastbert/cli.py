@@ -258,7 +258,7 @@ def folder_hint(job: str, folder: Path) -> str:
         return usage_hint(folder) or "give a file"
     if job == "finetune":
         return f"give a file, and a model as --model {quoted(folder)}"
-    return f"give a file; to continue the {job} in a folder, repeat the command that started it"
+    return "give a file; to continue the study in a folder, repeat the command that started it"
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:

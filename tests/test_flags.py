@@ -174,6 +174,8 @@ submit --check nowhere.zip
 export nowhere --out x
 sweep nowhere.yaml
 ablate nowhere.yaml
+active --help
+active nowhere.yaml
 bench throughput --rounds 0
 """
 

@@ -110,7 +110,7 @@ CASES = [
         "text.txt is text, not a YAML file; give it as --data text.txt",
     ),
     ("finetune runs/x", "runs/x is a folder; give a file, and a model as --model runs/x"),
-    ("sweep results", "results is a folder; give a file; to continue the sweep in a folder, repeat the command"),
+    ("sweep results", "results is a folder; give a file; to continue the study in a folder, repeat the command"),
     (
         "pretrain --resume runs/x/model",
         "it is the export of a run: resume it with fastbert pretrain --resume runs/x, or",

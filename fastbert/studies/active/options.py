@@ -17,7 +17,7 @@ from fastbert.finetuning.tasks import check_glue_options, check_task, is_glue
 from fastbert.hub.folders import check_model_folder
 from fastbert.inheritance import read_yaml
 from fastbert.inputs import check_folder
-from fastbert.ranges import Count, problem_of
+from fastbert.ranges import Count, problem_of, text_problem
 from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.shared.grid import (
     check_keys,
@@ -229,8 +229,11 @@ def read_rounds(values: Any, where: str) -> tuple[int, ...]:
             f"{where}: rounds must be a list with the number of labels after each round, such as [100, 200, 300], "
             f"found {format_option(values)}"
         )
-    if values[0] < 1 or any(after <= before for before, after in pairwise(values)):
-        raise UserError(f"{where}: rounds must be ascending numbers from 1, found {format_option(values)}")
+    for value in values:
+        if problem := problem_of(value, Count):
+            raise UserError(f"{where}: rounds: each {problem}")
+    if any(after <= before for before, after in pairwise(values)):
+        raise UserError(f"{where}: rounds must be ascending numbers, found {format_option(values)}")
     return tuple(values)
 
 
@@ -246,6 +249,8 @@ def read_learner(entry: Any, seeds: tuple[int, ...], where: str) -> Learner:
     for name in ("method", "query", "name"):
         if not isinstance(values.get(name, ""), str):
             raise UserError(f"{where}: {name} must be text, found {format_option(values[name])}")
+        if problem := text_problem(values.get(name, name)):
+            raise UserError(f"{where}: {name} {problem}")
     if "method" not in values:
         raise UserError(f"{where}: {format_option(entry)} has no method; give one of {', '.join(METHODS)}")
     with prefixed(where):
