@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import from_dict, to_dict
+from fastbert.config import from_dict
 from fastbert.dataset_work.selection.options import QUERIES
 from fastbert.errors import OptionError, UserError, choose
 from fastbert.finetuning.continual.options import METHODS, ReplayOptions
@@ -272,8 +272,3 @@ def read_learner(entry: Any, seeds: tuple[int, ...], where: str) -> Learner:
         raise UserError(f"{where}: {error}") from None
     its = read_seeds(values["seeds"], where) if "seeds" in values else seeds
     return Learner(name, method, query, its, replay)
-
-
-def learner_options(learner: Learner) -> dict[str, Any]:
-    """A learner as JSON, for its jobs."""
-    return {"method": learner.method, "query": learner.query, "replay": to_dict(learner.replay)}
