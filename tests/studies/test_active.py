@@ -239,23 +239,28 @@ def kill_at(patch: pytest.MonkeyPatch, point: str) -> None:
 @pytest.mark.parametrize("method", ["anew", "warm", "er"])
 def test_where_a_round_starts(content, tmp_path, monkeypatch, method) -> None:
     """Weights before the first step of the second round: those of the end of the first one or, for anew, the pretrained
-    ones with the head as the first round had it."""
+    ones with the head as the first round had it. Order and dropout differ from those of the first round but for anew."""
     monkeypatch.chdir(tmp_path)
     learners = [{"method": method, "query": "random"}]
     plan = plan_active(*load_active(write(tmp_path, content, learners=learners, rounds=[8, 16])))
     first, second = (job.to_dict() for job in plan.jobs[:2])
-    starts, train = [], round_job.train
+    starts, seeds, train = [], [], round_job.train
 
     def recorded(its, updater, rows):
         starts.append({name: value.clone() for name, value in updater.module.state_dict().items()})
-        if len(starts) == 2:
-            raise Killed
         return train(its, updater, rows)
+
+    def stream(*given):
+        seeds.append(given[-1])
+        raise Killed
 
     monkeypatch.setattr(round_job, "train", recorded)
     round_job.round_job(first, tmp_path / first["id"] / "run")
+    for name in ("SingleTaskStream", "NewRows"):
+        monkeypatch.setattr(round_job, name, stream)
     with pytest.raises(Killed):
         round_job.round_job(second, tmp_path / second["id"] / "run")
+    assert seeds == [0 if method == "anew" else round_seed(0, 2)]
     ended = load_task_model(tmp_path / first["id"] / "run").model.state_dict()
     assert not any(torch.equal(ended[name], value) for name, value in starts[0].items() if value.ndim == 2)
     expected = starts[0] if method == "anew" else ended

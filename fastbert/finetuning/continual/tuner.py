@@ -15,6 +15,7 @@ from fastbert.finetuning.batches import EncodedSplit, training_order
 from fastbert.finetuning.continual.losses import LOSSES, Step, Weights, step_losses
 from fastbert.finetuning.continual.outputs import Outputs, outputs_of
 from fastbert.finetuning.loop import Tuner
+from fastbert.finetuning.scoring import BATCH
 from fastbert.finetuning.stream import StreamBatch
 from fastbert.randomness import row_keys
 
@@ -155,4 +156,5 @@ class ContinualTuner(Tuner):
     def outputs(self, rows: np.ndarray) -> Outputs:
         """Outputs for the rows with the current weights."""
         self.cost.forwards += len(rows)
-        return outputs_of(self.updater.module, self.stream.head, self.stream.data, rows, self.updater.precision)
+        what = (self.updater.module, self.stream.head, self.stream.data, rows, self.updater.precision)
+        return outputs_of(*what, self.options.machine.micro_batch_size or BATCH)
