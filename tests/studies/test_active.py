@@ -239,7 +239,7 @@ def kill_at(patch: pytest.MonkeyPatch, point: str) -> None:
 @pytest.mark.parametrize("method", ["anew", "warm", "er"])
 def test_where_a_round_starts(content, tmp_path, monkeypatch, method) -> None:
     """Weights before the first step of the second round: those of the end of the first one or, for anew, the pretrained
-    ones with the head as the first round had it. Order and dropout differ from those of the first round but for anew."""
+    ones with the head as the first round had it. But for anew, order and dropout differ from those before."""
     monkeypatch.chdir(tmp_path)
     learners = [{"method": method, "query": "random"}]
     plan = plan_active(*load_active(write(tmp_path, content, learners=learners, rounds=[8, 16])))
