@@ -98,7 +98,7 @@ def attention() -> None:
         for (i, parts), (j, (padding, segments)) in itertools.product(enumerate(PARTS), enumerate(MASKS)):
             for length in (*LENGTHS[True], *LENGTHS[False]):
                 attend(length, parts, padding, segments, p=0.1 * ((i + j) % 2))
-    with compiling_up_to("ptx"), gpu("packed", 90):
+    with compiling_up_to("ttgir"), gpu("packed", 90):
         for (i, parts), length in itertools.product(enumerate(PARTS), LENGTHS[True]):
             attend(length, parts, p=0.1 * (i % 2), packed=True)
     for capability, dtype, size in ((80, torch.bfloat16, 16), (100, torch.float16, 24), (90, torch.float32, 16)):
