@@ -106,6 +106,8 @@ def attention() -> None:
             for parts, masks in (("bias", (False, True)), ("relative", (True, True))):
                 for length in LENGTHS[True]:
                     attend(length, parts, *masks, p=0.1 * (parts == "bias"), dtype=dtype, size=size)
+            if capability == 90:
+                attend(LENGTHS[True][1], "untied", dtype=dtype, size=size, packed=True)
     configurations.use({})
     with gpu("default tiles", 90):
         for length in (128, 512):
