@@ -15,7 +15,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from fastbert.data.tables import whole_rows
 from fastbert.data.tokenizer import WordPiece
-from fastbert.dataset_work.selection import queries, scoring
+from fastbert.dataset_work.selection import pool, queries, scoring
 from fastbert.dataset_work.selection.agreement import Agreement
 from fastbert.dataset_work.selection.pool import Chosen, key, order_of
 from fastbert.dataset_work.selection.reader import Reader
@@ -223,7 +223,12 @@ def test_the_order_of_the_pool_changes_nothing(query, models, task) -> None:
     assert select("classes", models["classes"], query, *more[:2]) != found
 
 
-def test_a_sample_of_the_pool_is_uniform_and_nested() -> None:
+def test_a_sample_of_the_pool_is_uniform_and_part_of_every_larger_one(task) -> None:
+    small, large = (
+        {row["id"] for row in select("classes", None, "random", "--pool-size", str(size), count=size)}
+        for size in (10, 30)
+    )
+    assert len(small) == 10 and small < large
     keys = np.array([key(text, None, False) for text in sentences(4000, 7)], np.uint64)
     order = order_of(np.unique(keys), 0, "pool")
     assert len(np.unique(order)) == len(np.unique(keys))
@@ -478,3 +483,13 @@ def test_a_sample_of_the_default_size_may_be_too_small(models, task, monkeypatch
 def test_equal_scores_are_ordered_by_the_hash() -> None:
     rows = [Chosen.of(0.5, 3, 0, "b"), Chosen.of(0.5, 1, 1, "a"), Chosen.of(0.7, 9, 2, "c")]
     assert [row.index for row in sorted(rows)] == [2, 1, 0] and Chosen.of(0.0, 1, 1, "").score == 0
+
+
+@pytest.mark.parametrize("rows", [64, 66])
+def test_a_pool_that_another_program_writes_is_refused(rows, task, monkeypatch, capsys) -> None:
+    """Its texts and its cells have two readers, of which one sees another number of rows."""
+    cells = [{"text": "a"}] * rows
+    monkeypatch.setattr(pool, "cells_of_rows", lambda *given: iter(cells))
+    words = ["--task", "classes.yaml", "--pool", "pool.jsonl", "--count", "8", "--out", "x.jsonl", "--query", "random"]
+    assert main(["select", *words]) == 2
+    assert "pool.jsonl was changed while it was read" in capsys.readouterr().err
