@@ -41,6 +41,7 @@ OPTIONS = Registry(
         "submit": "fastbert.finetuning.options:SubmitOptions",
         "weak-label": "fastbert.finetuning.weak.options:WeakLabelOptions",
         "affinity": "fastbert.finetuning.affinity.options:AffinityOptions",
+        "select": "fastbert.dataset_work.selection.options:SelectOptions",
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
@@ -69,6 +70,7 @@ RUNS = Registry(
         "weak-label": "fastbert.finetuning.weak.weak_label:weak_label",
         "affinity": "fastbert.finetuning.affinity.affinity:affinity",
         "affinity --train": "fastbert.studies.affinity.compare:affinity_and_comparison",
+        "select": "fastbert.dataset_work.selection.select:select",
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
@@ -136,7 +138,7 @@ def finetune(arguments: list[str]) -> int:
 
 
 def check_and_run(job: str, arguments: list[str]) -> int:
-    """Runs extend-vocab, fill, predict, report, submit or weak-label."""
+    """Runs extend-vocab, fill, predict, report, select, submit or weak-label."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](options)
@@ -212,6 +214,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (partial(check_and_run, "report"), "compare runs on one HTML page: curves, options, results, speed"),
     "predict": (partial(check_and_run, "predict"), "predict labels and probabilities with a fine-tuned model"),
     "weak-label": (partial(check_and_run, "weak-label"), "label the training texts of a task with labelling functions"),
+    "select": (partial(check_and_run, "select"), "select the texts of a pool to label next"),
     "submit": (partial(check_and_run, "submit"), "write or check the archive for GLUE's server"),
     "export": (export, "export a run as a Hugging Face folder"),
     "bench": (bench, "compare the speed of training, data or kernels with other libraries"),

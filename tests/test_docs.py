@@ -33,6 +33,7 @@ TOY = {
     "evaluate": CPU,
     "affinity": {"--steps": "4", "--every": "2", "--batch-size": "4", "--seeds": "1", **CPU},
     "finetune": {"--epochs": "1", "--batch-size": "16", "--seeds": "2", **CPU},
+    "select": {"--count": "5", **CPU},
 }
 """Options of a job that a toy replaces or adds."""
 STUDY = {
@@ -151,6 +152,9 @@ def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
         (folder / f"{split}.csv").write_text(
             "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)
         )
+    pool = [{"text": one_sentence(rng, word)} for word in ("bad", "good") * 10]
+    for name, content in (("pool", pool), ("train-2", [{**row, "label": "good"} for row in pool[:4]] + rows)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     for seed, name in enumerate(("base", "absolute", "tupe-r")):
         assert main(toy(["pretrain", "--data", "data/wiki", "--seed", f"{seed}", "--out", f"runs/{name}"])) == 0
 

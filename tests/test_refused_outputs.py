@@ -70,6 +70,7 @@ CASES = {
     "predict": ("predict", "--model", MODEL, "--source", TEXT, "--out", "predicted/x.jsonl"),
     "submit": ("submit", "--results", "none", "--out", "submitted/glue.zip"),
     "weak labels": ("weak-label", "--task", TASK, "--functions", "none.yaml", "--out", "labelled/x"),
+    "selection": ("select", "--task", TASK, "--pool", "{single}", "--count", 1, "--out", "selected/x.jsonl"),
     "throughput": ("bench", "throughput", "--data", "none", "--out", "measured/x"),
     "bench of data": ("bench", "data", "--data", "none", "--out", "measured/x"),
 }

@@ -13,7 +13,7 @@ from typing import IO, Any
 from fastbert.data.columns import Columns
 from fastbert.data.formats import TABLES, check_name, opened, suffixes
 from fastbert.data.json_rows import begins_array, check_cells, json_array, json_lines, may_be_wrong
-from fastbert.data.parquet import check_parquet, parquet_rows
+from fastbert.data.parquet import check_parquet, column_names, parquet_rows
 from fastbert.data.text import LONGEST_ROW, clean, lines
 from fastbert.errors import UserError
 
@@ -49,6 +49,37 @@ def read_rows(path: Path, columns: Columns) -> Iterator[tuple[int, str, Cells]]:
     with opened(path) as (raw, stream):
         for where, values in READERS[kind](stream, path, columns):
             yield raw.tell(), where, values if columns.lists else _clean(values, where)
+
+
+def whole_rows(path: Path, texts: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (file and row for errors, column -> cell) with all cells of every row, as they are in the file.
+
+    Args:
+        texts: columns of texts, by which the delimiter of a CSV is recognized.
+
+    Raises:
+        UserError: the file has another format or is damaged, two columns have the same name, or a row has too many or
+            too few fields.
+    """
+    check_table(path)
+    kind = suffixes(path)[0]
+    if kind == ".parquet":
+        names = tuple(column_names(path))
+        for _, number, values in parquet_rows(path, Columns((), others=names)):
+            yield f"{path}, row {number}", dict(zip(names, values, strict=True))
+        return
+    with opened(path) as (_, stream):
+        if kind in (".csv", ".tsv"):
+            fields = csv_fields(stream, path, Columns(texts)) if kind == ".csv" else tsv_fields(stream, path)
+            names = tuple(name.strip() for name in next(fields, (0, []))[1])
+            for number, values in pick(path, fields, Columns((), others=names), names):
+                yield f"{path}, line {number}", dict(zip(names, values, strict=True))
+        else:
+            array = kind == ".json" and begins_array(stream)
+            for where, text, row in json_array(stream, path) if array else json_lines(stream, path, JSONL_HINT):
+                if may_be_wrong(text, [f'"{name}"' for name in row]):
+                    check_cells(row, text, list(row), where)
+                yield where, row
 
 
 def _clean(values: Cells, where: str) -> Cells:

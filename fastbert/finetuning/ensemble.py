@@ -133,18 +133,7 @@ def check_members(members: Sequence[Member]) -> None:
     Raises:
         UserError: they differ in what they predict, or a model is given twice.
     """
-    seen: dict[str, Member] = {}
-    for member in members:
-        weights = member.folder / "model.safetensors"
-        seal = read_metadata(weights).get(HASH) if weights.is_file() else None
-        for key in (str(member.folder.resolve()), *([seal] if seal else [])):
-            other = seen.setdefault(key, member)
-            if other is not member:
-                same = "" if other.folder == member.folder else f", a copy of {other.folder}"
-                raise UserError(
-                    f"the model {member.folder} is given twice{same}; give each model once, an --out of a fine-tuning "
-                    "stands for all its seeds"
-                )
+    check_distinct(members)
     first = members[0]
     for member in members:
         its, expected = member.record, first.record
@@ -167,6 +156,22 @@ def check_members(members: Sequence[Member]) -> None:
     if len(by_task) > 1:
         lines = LINE.join(f"{task}: {', '.join(names)}" for task, names in by_task.items())
         echo(f"the models have the same labels, but were trained on different tasks:{LINE}{lines}")
+
+
+def check_distinct(members: Sequence[Member]) -> None:
+    """Raises a UserError if a model is given twice, also if one is a copy of another."""
+    seen: dict[str, Member] = {}
+    for member in members:
+        weights = member.folder / "model.safetensors"
+        seal = read_metadata(weights).get(HASH) if weights.is_file() else None
+        for key in (str(member.folder.resolve()), *([seal] if seal else [])):
+            other = seen.setdefault(key, member)
+            if other is not member:
+                same = "" if other.folder == member.folder else f", a copy of {other.folder}"
+                raise UserError(
+                    f"the model {member.folder} is given twice{same}; give each model once, an --out of a fine-tuning "
+                    "stands for all its seeds"
+                )
 
 
 def models_of(path: Path) -> tuple[dict[Path, int | None], float | None]:

@@ -33,14 +33,18 @@ class TaskModel(nn.Module):
     def forward(self, batch: TaskBatch, heads: Sequence[str], row_keys: Tensor | None = None) -> list[Tensor]:
         """Logits of each head, all of tasks of one kind; with dropout if `row_keys` (int32 [B]) are given."""
         layers = [self.head(name) for name in heads]
-        hidden = self.encoder(
+        hidden = self.hidden(batch, layers[0].reads, row_keys)
+        return [one(hidden, row_keys) for one in layers]
+
+    def hidden(self, batch: TaskBatch, reads: slice | None, row_keys: Tensor | None = None) -> Tensor:
+        """Hidden states of the tokens that a head `reads`, [B, T, D], or [B, 1, D] of [CLS]."""
+        return self.encoder(
             batch.input_ids,
             attention_mask=batch.attention_mask,
             token_type_ids=batch.token_type_ids,
             row_keys=row_keys,
-            only=layers[0].reads,
+            only=reads,
         )
-        return [one(hidden, row_keys) for one in layers]
 
 
 def module_name(task: str) -> str:

@@ -31,10 +31,14 @@ class PooledHead(nn.Module):
 
     def forward(self, hidden: Tensor, row_keys: Tensor | None) -> Tensor:
         """Logits [B, L] from hidden states [B, 1, D]; with dropout if `row_keys` (int32 [B]) are given."""
-        pooled = torch.tanh(self.pooler(hidden[:, 0]))
+        pooled = self.features(hidden)
         if row_keys is not None:
             pooled = hash_dropout(pooled, combine(row_keys, SITE), self.dropout)
         return self.classifier(pooled)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Input of the classifier without dropout, [B, D], from hidden states [B, 1, D]."""
+        return torch.tanh(self.pooler(hidden[:, 0]))
 
 
 class TokenHead(nn.Module):
@@ -59,3 +63,7 @@ class TokenHead(nn.Module):
             index = torch.arange(hidden.shape[1], dtype=torch.int32, device=hidden.device)
             hidden = hash_dropout(hidden, combine(combine(row_keys, SITE)[:, None], index), self.dropout)
         return self.classifier(hidden)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Input of the classifier without dropout, [B, T, D]: the hidden states."""
+        return hidden

@@ -52,6 +52,7 @@ GIVEN = {
     "affinity": {"model": "missing", "tasks": "task.yaml,task.yaml", "out": "out"},
     "predict": {"model": "missing", "source": "file.txt", "out": "out.jsonl"},
     "weak-label": {"task": "task.yaml", "functions": "missing", "out": "out"},
+    "select": {"task": "task.yaml", "pool": "file.txt", "model": "missing", "count": 1, "out": "out.jsonl"},
     "submit": {"results": "missing", "out": "out.zip"},
     "export": {"run": "missing", "out": "out"},
     "sweep": {"out": "out"},

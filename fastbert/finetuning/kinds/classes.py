@@ -70,6 +70,9 @@ class Classes(TaskKind):
     def score_shape(self) -> tuple[int, ...]:
         return (len(self.labels),)
 
+    def distributions(self, scores: np.ndarray) -> np.ndarray:
+        return scores[:, None]
+
     def ideal_scores(self, labels: Sequence[int]) -> np.ndarray:
         return np.eye(len(self.labels))[list(labels)]
 

@@ -157,6 +157,15 @@ class TaskKind(ABC):
     def score_shape(self) -> tuple[int, ...]:
         """Shape of the scores of a unit."""
 
+    def distributions(self, scores: np.ndarray) -> np.ndarray | None:
+        """Probabilities of the V independent variables of each unit, [U, V, L], from its scores, for the queries of
+        active learning; None for kinds without probabilities."""
+        return None
+
+    def decisions(self, scores: np.ndarray) -> np.ndarray:
+        """Predicted value of each variable of `distributions`, int64 [U, V]."""
+        return self.distributions(scores).argmax(-1)
+
     @abstractmethod
     def ideal_scores(self, labels: Sequence[Any]) -> np.ndarray:
         """Scores of a model without errors, float64 [U, ...], for the labels of N examples."""

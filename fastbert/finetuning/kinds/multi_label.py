@@ -112,6 +112,13 @@ class MultiLabel(TaskKind):
     def score_shape(self) -> tuple[int, ...]:
         return (len(self.labels),)
 
+    def distributions(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities that each label does not apply and that it does."""
+        return np.stack([1.0 - scores, scores], -1)
+
+    def decisions(self, scores: np.ndarray) -> np.ndarray:
+        return self.decided(scores).astype(np.int64)
+
     def ideal_scores(self, labels: Sequence[tuple[int, ...]]) -> np.ndarray:
         return self.targets(labels).astype(np.float64)
 

@@ -111,6 +111,9 @@ class Tokens(TaskKind):
     def score_shape(self) -> tuple[int, ...]:
         return (len(self.labels),)
 
+    def distributions(self, scores: np.ndarray) -> np.ndarray:
+        return scores[:, None]
+
     def ideal_scores(self, labels: Sequence[tuple[int, ...]]) -> np.ndarray:
         return np.eye(len(self.labels))[self.targets(labels)]
 

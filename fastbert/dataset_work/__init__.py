@@ -1,0 +1,1 @@
+"""Work on data: which texts to label next, and which labels are wrong."""

@@ -1,0 +1,1 @@
+"""`fastbert select`: the texts of a pool to label next."""
