@@ -66,16 +66,16 @@ def test_two_parts_on_two_machines(machine) -> None:
     assert first.returncode == 0 and "the time of this part is over; the same command continues" in printed, printed
     before = {row["id"]: row for row in read_rows(machine / "one")}
     variants = list(yaml.safe_load(CONFIG.read_text())["variants"])
-    assert len(variants) == 8 and 12 <= len(before) < 48
+    assert len(variants) == 8 and 10 <= len(before) < 32
     assert "more jobs did not run" in (machine / "one" / "report.md").read_text()
 
     (machine / "runs").rename(machine / "lost")
     second = start(machine, "two", "--previous", "one")
     printed = second.communicate(timeout=400)[1]
     assert second.returncode == 0, printed
-    assert "48 jobs: 8 pretrainings, 8 annealings, 32 fine-tunings" in printed
+    assert "32 jobs: 8 pretrainings, 8 annealings, 16 fine-tunings" in printed
     rows = read_rows(machine / "two")
-    assert len(rows) == 48 and {row["status"] for row in rows} == {"done"}
+    assert len(rows) == 32 and {row["status"] for row in rows} == {"done"}
     assert {row["model"] for row in rows} == set(variants)
     tuned = [row for row in rows if row["kind"] == "finetune"]
     assert {row["task"] for row in tuned} == {"cola", "snli"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import UserError
+from fastbert.figures import panels_below_each_other
 from fastbert.files import atomic_file
 from fastbert.finetuning.dev_ensemble import Labels, ensemble_figures
 from fastbert.finetuning.options import FinetuneOptions
@@ -246,14 +247,12 @@ def cell(value: float | None) -> str:
 def learning_curve(path: Path, task: Task, model: str, fractions: list[dict[str, Any]]) -> Path | None:
     """Plots the first metric against the number of training examples: a point for each seed, a line for the median."""
     try:
-        from matplotlib.figure import Figure
+        figure, (panel,) = panels_below_each_other(6, 4, [1], top=0.35, dpi=150)
     except ImportError:
         echo("matplotlib is not installed: no learning curve is plotted; results.json has the values")
         return None
     metric = task.metrics[0]
     parts = sorted(fractions, key=lambda part: part["train_examples"])
-    figure = Figure(figsize=(6, 4), layout="constrained", dpi=150)
-    panel = figure.subplots()
     for index, split in enumerate(parts[0]["summary"]["best"]):
         color = f"C{index}"
         medians = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastbert.figures import panels_below_each_other
 from fastbert.report.page import escape
 from fastbert.report.runs import Run
 from fastbert.training.logbook import smoothed
@@ -133,12 +134,10 @@ def svg_of(plot: Callable[[Sequence[Any]], None], titles: Sequence[str], axis: s
         ImportError: matplotlib is not installed.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastbert", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(9.5, 1.8 + 1.6 * len(titles)), layout="constrained")
         heights = [2.2, *(1 for _ in titles[1:])]
-        panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        figure, panels = panels_below_each_other(9.5, 1.8 + 1.6 * len(titles), heights, top=0.15)
         plot(panels)
         panels[0].legend(frameon=False, labelcolor=_TEXT)
         for panel, title in zip(panels, titles, strict=True):

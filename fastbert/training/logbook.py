@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.errors import UserError
+from fastbert.figures import panels_below_each_other
 from fastbert.files import atomic_file, disk_errors, no_link
 from fastbert.inputs import open_input
 from fastbert.progress import on_terminal, shown
@@ -292,8 +293,6 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
         NothingToPlotError: `metrics_path` has no loss.
         UserError: `out_png` cannot be written.
     """
-    from matplotlib.figure import Figure
-
     records = read_metrics(metrics_path)
     train = _series(records, "train", "loss")
     validation = _series(records, "validation", "loss")
@@ -301,11 +300,8 @@ def plot_curves(metrics_path: Path | str, out_png: Path | str, *, title: str, ba
     if not train and not validation:
         raise NothingToPlotError(f"there is no loss to plot in {metrics_path}; give the metrics.jsonl of a run")
 
-    # A Figure without pyplot needs no display and leaves no global state.
-    figure = Figure(figsize=(8, 6.4 if accuracy else 4.5), layout="constrained", dpi=150)
-    panels = figure.subplots(
-        2 if accuracy else 1, sharex=True, squeeze=False, height_ratios=(2, 1) if accuracy else (1,)
-    )[:, 0]
+    height, ratios = (6.4, (2, 1)) if accuracy else (4.5, (1,))
+    figure, panels = panels_below_each_other(8, height, ratios, top=0.4, dpi=150)
     panels[0].set_title(title, loc="left", fontsize=12, fontweight="bold")
     if train:
         steps, losses = zip(*train, strict=True)

@@ -37,9 +37,10 @@ TOY = {
     **{"seeds": 1, "threads": 1, "epochs": 1, "finetune": {"glue_subset": True}},
     "anneal": {"points": [0.5, 1.0], "fraction": 0.2},
     "tasks": ["cola", "configs/tasks/snli.yaml"],
-    "tasks_at": [0.5, 1.0],
+    "tasks_at": [1.0],
 }
-"""Changes of the YAML file for a dry run: every variant with one seed, two points and two tasks, in seconds."""
+"""Changes of the YAML file for a dry run in seconds: every variant with one seed and two points, of which the last is
+fine-tuned on two tasks."""
 
 
 def main() -> int:

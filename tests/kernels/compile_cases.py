@@ -98,7 +98,7 @@ def attention() -> None:
         for (i, parts), (j, (padding, segments)) in itertools.product(enumerate(PARTS), enumerate(MASKS)):
             for length in (*LENGTHS[True], *LENGTHS[False]):
                 attend(length, parts, padding, segments, p=0.1 * ((i + j) % 2))
-    with compiling_up_to("ptx"), gpu("packed", 90):
+    with compiling_up_to("ttgir"), gpu("packed", 90):
         for (i, parts), length in itertools.product(enumerate(PARTS), LENGTHS[True]):
             attend(length, parts, p=0.1 * (i % 2), packed=True)
     for capability, dtype, size in ((80, torch.bfloat16, 16), (100, torch.float16, 24), (90, torch.float32, 16)):
@@ -106,6 +106,8 @@ def attention() -> None:
             for parts, masks in (("bias", (False, True)), ("relative", (True, True))):
                 for length in LENGTHS[True]:
                     attend(length, parts, *masks, p=0.1 * (parts == "bias"), dtype=dtype, size=size)
+            if capability == 90:
+                attend(LENGTHS[True][1], "untied", dtype=dtype, size=size, packed=True)
     configurations.use({})
     with gpu("default tiles", 90):
         for length in (128, 512):

@@ -98,13 +98,10 @@ class Pool:
         for index, item in enumerate(items):
             row = row_of(item)
             if index >= len(self.keys) or key(row.text, row.pair, self.symmetric) != self.keys[index]:
-                raise self._changed()
+                raise changed(self.path)
             yield item
         if index + 1 < len(self.keys):
-            raise self._changed()
-
-    def _changed(self) -> UserError:
-        return UserError(f"the pool {self.path} was changed while it was read; run the command again")
+            raise changed(self.path)
 
     def excluded(self) -> str:
         """The rows that cannot be selected, for messages; empty if there are none."""
@@ -171,8 +168,17 @@ def rows_with_cells(source: CustomSource, path: Path) -> Iterator[tuple[Row, dic
             words = {"tokens": [row.text[start:end] for start, end in row.words]}
             yield row, words | ({} if row.label is None else {"tags": row.label})
         return
-    for cells, row in zip(cells_of_rows(source, path), source.rows("test", []), strict=True):
+    rows = source.rows("test", [])
+    for cells in cells_of_rows(source, path):
+        if (row := next(rows, None)) is None:
+            raise changed(path)
         yield row, cells
+    if next(rows, None) is not None:
+        raise changed(path)
+
+
+def changed(path: Path) -> UserError:
+    return UserError(f"the pool {path} was changed while it was read; run the command again")
 
 
 def cells_of_rows(source: CustomSource, path: Path) -> Iterator[dict[str, Any]]:

@@ -102,7 +102,8 @@ class Scoring:
                 centres.append(self.reader.read(chunk, True, lambda part: None).states)
                 shown.update(at + len(chunk))
         states = np.concatenate([read.states for read in reads])[order]
-        found = queries.k_centre(states, count, np.concatenate(centres))
+        with progress("selecting"):
+            found = queries.k_centre(states, count, np.concatenate(centres))
         reason = f"{K_CENTRE}: distance to the nearest labelled or selected text"
         return chosen_rows(pool, reads, order, found, [reason] * len(order))
 
@@ -110,9 +111,11 @@ class Scoring:
         """The texts selected by the function of SDS2; lambda is `weight` times the number of texts."""
         kind = self.reader.kind
         reads, order = self._states(pool)
-        similarity = queries.gaussian_similarity(np.concatenate([read.states for read in reads])[order])
+        states = np.concatenate([read.states for read in reads])[order]
         entropies = np.concatenate([uncertainty("entropy", kind, read) for read in reads])[order]
-        found = queries.facility_location(similarity, count, entropies, weight * len(order))
+        with progress("selecting"):
+            similarity = queries.gaussian_similarity(states)
+            found = queries.facility_location(similarity, count, entropies, weight * len(order))
         about = [
             predicted(kind, *one) for read in reads for one in zip(read.inputs.examples, read.parts(), strict=True)
         ]
