@@ -17,7 +17,7 @@ from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.finetuning.continual.memory import Memory, read_memory, write_memory
 from fastbert.finetuning.continual.options import ReplayOptions
-from fastbert.finetuning.continual.outputs import Outputs
+from fastbert.finetuning.continual.outputs import Outputs, outputs_of
 from fastbert.finetuning.continual.tuner import Cost
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.saved import load_task_model
@@ -256,25 +256,35 @@ def test_where_a_round_starts(content, tmp_path, monkeypatch, method) -> None:
 
     monkeypatch.setattr(round_job, "train", recorded)
     round_job.round_job(first, tmp_path / first["id"] / "run")
+    texts, memory = (
+        round_job.open_texts_of(first["options"]),
+        load_file(tmp_path / first["id"] / "run" / "memory.safetensors"),
+    )
+    ended = load_task_model(tmp_path / first["id"] / "run").model
+    found = outputs_of(ended, "words", texts.encoded(memory["rows"]), np.arange(8), "fp32").logits
+    np.testing.assert_allclose(memory["logits"], found, rtol=1e-5, atol=1e-6)  # those of the end of the round
     for name in ("SingleTaskStream", "NewRows"):
         monkeypatch.setattr(round_job, name, stream)
     with pytest.raises(Killed):
         round_job.round_job(second, tmp_path / second["id"] / "run")
     assert seeds == [0 if method == "anew" else round_seed(0, 2)]
-    ended = load_task_model(tmp_path / first["id"] / "run").model.state_dict()
-    assert not any(torch.equal(ended[name], value) for name, value in starts[0].items() if value.ndim == 2)
-    expected = starts[0] if method == "anew" else ended
+    after = ended.state_dict()
+    assert not any(torch.equal(after[name], value) for name, value in starts[0].items() if value.ndim == 2)
+    expected = starts[0] if method == "anew" else after
     assert all(torch.equal(expected[name], value) for name, value in starts[1].items())
 
 
 def test_more_rounds_continue(study, content, tmp_path, capsys) -> None:
-    """From the newest model; with a model that is gone, its rounds run again, and end as before."""
+    """From the newest model; with a model that is gone, its rounds run again, and end as before. A round that failed
+    runs again, and those that follow it."""
     out = tmp_path / "out"
     shutil.copytree(study, out)
     flags = ("--out", str(out))
     one = {"learners": LEARNERS[1:], "seeds": [1]}
+    mark_as_failed(out, chain(read_rows(out), "sds2 margin", 1)[2]["id"])
     assert main(["active", write(tmp_path, content, rounds=[8, 16, 24, 32], **one), *flags]) == 0
     assert "5 jobs: 1 learner, 1 chain of 4 rounds from 8 to 32 labels, pool of 40 texts" in capsys.readouterr().err
+    assert all(row["status"] == "done" for row in read_rows(out))
     assert [row["labels"] for row in chain(read_rows(out), "sds2 margin", 1)] == [8, 16, 24, 32]
     before = {row["id"]: row for row in read_rows(out)}
     assert main(["active", write(tmp_path, content, rounds=[8, 16, 20], **one), *flags]) == 0
@@ -284,6 +294,22 @@ def test_more_rounds_continue(study, content, tmp_path, capsys) -> None:
     for key, row in before.items():
         first, again = without_times([row, after[key]])
         assert {k: v for k, v in first.items() if k not in TIMES} == {k: v for k, v in again.items() if k not in TIMES}
+
+
+def mark_as_failed(out: Path, job: str) -> None:
+    """Changes the row of a job to that of a failure, and removes its run."""
+    failure = {"status": "failed", "reason": "as asked", "fix": "", "log": []}
+    rows = [row | failure if row["id"] == job else row for row in read_rows(out)]
+    lines = [json.dumps({key: value for key, value in row.items() if key != "seal"}) + "\n" for row in rows]
+    (out / "results.jsonl").write_text("".join(lines))
+    shutil.rmtree(out / "jobs" / job / "run")
+
+
+def test_changes_since_the_planning_are_noticed(planned, tmp_path) -> None:
+    for name in ("model", "tokenizer", "data"):
+        job = planned[0] | {"identity": planned[0]["identity"] | {name: "another"}}
+        outcome = round_job.round_job(job, tmp_path / "jobs" / job["id"] / "run")
+        assert outcome["status"] == "failed" and outcome["reason"].startswith(f"the {name} changed after the study")
 
 
 @pytest.fixture
