@@ -137,7 +137,9 @@ def test_training_anew_is_a_fine_tuning(study, models, words, tmp_path) -> None:
 def test_the_report(study) -> None:
     """Scores, areas and costs are those of the rows."""
     rows, report = read_rows(study), (study / "report" / "report.md").read_text()
-    assert (study / "report" / "labels.svg").is_file() and (study / "report" / "cost.svg").is_file()
+    for name in ("labels", "cost"):
+        plot = (study / "report" / f"{name}.svg").read_text()
+        assert "sds2 margin" in plot and "accuracy x 100" in plot and "mathdefault" not in plot
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in report.splitlines() if line[:1] == "|"]
     for learner in ("anew random", "sds2 margin"):
         scores = [[row["dev"]["dev"]["accuracy"] for row in chain(rows, learner, seed)] for seed in (0, 1)]

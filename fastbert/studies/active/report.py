@@ -229,7 +229,7 @@ def plot_costs(curves: Curves) -> Any:
             if curves.chains[name]:
                 means = [100 * mean for mean in curves.means(name, "score")]
                 panel.plot(curves.means(name, key), means, **series_style(number), markersize=4, label=name)
-        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda value, position: short_count(value))
         panel.set_xlabel("cost in gradients of an example", fontsize=9)
         panel.set_ylabel(f"{curves.metric} x 100", fontsize=9)
         panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
