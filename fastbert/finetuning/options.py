@@ -177,10 +177,6 @@ class FinetuneOptions:
             raise OptionError(self, "train_fraction", problem)
         return fractions
 
-    def steps(self, examples: int) -> int:
-        """Number of updates when training on this many examples; the epochs must be resolved."""
-        return self.epochs * -(-examples // self.batch_size)
-
     def optimizer(self, learning_rate: float) -> OptimizerOptions:
         return OptimizerOptions(
             learning_rate=learning_rate,

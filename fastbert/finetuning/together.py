@@ -23,13 +23,12 @@ from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
 from fastbert.finetuning.seed import Part, Training, train_seed
-from fastbert.finetuning.setup import FinetuneSetup, describe_finetuning, open_encoder, prepare_finetuning
+from fastbert.finetuning.setup import FinetuneSetup, check_schedule, describe_finetuning, open_encoder, prepare_finetuning
 from fastbert.finetuning.tasks import task_names
 from fastbert.finetuning.tasks_folder import check_tasks_folder, each_task, write_table
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.world import World
 
 THEN_SINGLE = "then-single"
@@ -143,8 +142,7 @@ def prepare_together(requested: FinetuneOptions, world: World) -> Together:
         "mixture": requested.mixture,
     }
     setups = {name: replace(setup, options=replace(setup.options, **common)) for name, setup in setups.items()}
-    batches = sum(-(-len(setup.train) // requested.batch_size) for name, setup in setups.items() if weights[name])
-    learning_rate_factor(requested.schedule, 0, common["epochs"] * batches)  # refuses a warm-up that is too long
+    check_schedule([setup for name, setup in setups.items() if weights[name]])
     tasks = Together(list(setups.values()), weights, requested)
     for setup in tasks.setups:
         if Path(setup.options.out).is_dir():
