@@ -9,7 +9,7 @@ from fastbert.finetuning.rows import Row, number_in
 from fastbert.records import parse_json
 
 LARGEST_WEIGHT = 1e30  # so that sums in float64 and values in float32 are finite
-LARGEST_NUMBER = 1e15  # of labels and soft labels of kind number: squared errors and gradient norms in float32 are finite
+LARGEST_NUMBER = 1e15  # of labels of kind number, so that squared errors and norms of gradients in float32 are finite
 TOLERANCE = 1e-3  # of the sum of probabilities, which files round
 
 

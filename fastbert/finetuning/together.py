@@ -23,7 +23,13 @@ from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder, write_results
 from fastbert.finetuning.seed import Part, Training, train_seed
-from fastbert.finetuning.setup import FinetuneSetup, check_schedule, describe_finetuning, open_encoder, prepare_finetuning
+from fastbert.finetuning.setup import (
+    FinetuneSetup,
+    check_schedule,
+    describe_finetuning,
+    open_encoder,
+    prepare_finetuning,
+)
 from fastbert.finetuning.tasks import task_names
 from fastbert.finetuning.tasks_folder import check_tasks_folder, each_task, write_table
 from fastbert.outputs import check_output_folder

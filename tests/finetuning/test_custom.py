@@ -215,7 +215,7 @@ def test_a_number_that_float32_cannot_square(tmp_path: Path, column: str) -> Non
     for size, refused in ((1e15, False), (-1e15, False), (1.01e15, True), (-1e39, True)):
         path = write_own(tmp_path / "t.jsonl", [{"text": "a", column: 1}, {"text": "b", column: size}])
         options = CustomTaskOptions(train=path, kind="number", soft="soft" if column == "soft" else None)
-        with pytest.raises(UserError, match="line 2: .* is not from -1e\\+15 to") if refused else nullcontext():
+        with pytest.raises(UserError, match=r"line 2: .* is not from -1e\+15 to") if refused else nullcontext():
             found = open_task("mine", custom=options).examples("train")[1].label
             assert np.isfinite(np.float32(found) ** 2 * 2**20)
 

@@ -290,10 +290,12 @@ def test_stages_start_from_the_stage_before(bert, tasks, tmp_path, capsys) -> No
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--together", "--target", "rte"], r"target names 'rte', which is not among the tasks"),
-        (["--together", "--weights", "words=1,cola=2"], r"weights names 'cola', which is not among the tasks"),
+        (["--together", "--target", "rte"], "--target names 'rte', which is not one of the tasks"),
+        (["--together", "--target", "WORDS"], "did you mean 'words'?"),
+        (["--together", "--weights", "words=1,cola=2"], "--weights names 'cola', which is not one of the tasks"),
         (["--together", "--weights", "words=0,pairs=0"], "weights are all 0"),
         (["--together", "--weights", "words=-1"], "weights must be task=weight"),
+        (["--together", "--weights", "words=1e7"], "with weights from 0 to 1e+06"),
         (["--together", "--weights", "words=1,words=2"], "weights has two weights for words"),
         (["--together", "--weights", "words=0", "--target", "words"], "weights has 0 for the target words"),
         (["--together", "--temperature", "0.5"], "temperature"),
