@@ -20,10 +20,13 @@ TABLE, OPTIONS = "glue.md", "config.yaml"
 
 def write_table(requested: FinetuneOptions, parts: list[FinetuneOptions]) -> None:
     """Writes and prints the results of all tasks."""
-    path, rows = Path(requested.out) / TABLE, table_rows(requested.start, [Path(options.out) for options in parts])
+    mixture, path = requested.mixture, Path(requested.out) / TABLE
+    name = f"{requested.start}, tasks together" if mixture.together and len(parts) > 1 else requested.start
+    rows = table_rows(name, [Path(options.out) for options in parts])
+    note = "" if mixture.target is None else f"The best epoch is that of {mixture.target}.\n"
     with atomic_file(path, "w") as file:
-        file.write(glue_table(rows, requested.seeds))
-    print(f"{glue_lines(rows, requested.seeds)}\n\n  {path}")
+        file.write(glue_table(rows, requested.seeds) + note)
+    print(f"{glue_lines(rows, requested.seeds)}\n{note}\n  {path}")
 
 
 def check_tasks_folder(out: Path) -> None:

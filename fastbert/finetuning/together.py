@@ -21,7 +21,7 @@ from fastbert.finetuning.finetune import check_same_on_all_ranks, finetune, remo
 from fastbert.finetuning.folder import check_other_files, check_results_folder, open_folder, write_options
 from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.results import finished, seed_folder, write_results
+from fastbert.finetuning.results import Company, finished, seed_folder, write_results
 from fastbert.finetuning.seed import Part, Training, train_seed
 from fastbert.finetuning.setup import (
     FinetuneSetup,
@@ -104,7 +104,7 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
             for setup, each in zip(tasks.setups, results, strict=True):
                 folder = Path(setup.options.out)
                 others = [other.task.name for other in tasks.setups if other is not setup]
-                found = ({1.0: each}, setup.labels, setup.slices, others)
+                found = ({1.0: each}, setup.labels, setup.slices, Company(others, tasks.target))
                 write_results(setup.options, setup.task, setup.precision, folder, *found)
             write_table(requested, [setup.options for setup in tasks.setups])
     return train_alone(tasks, world) if requested.mixture.then_single else 0
@@ -184,12 +184,12 @@ def train_alone(tasks: Together, world: World) -> int:
             setup.options,
             **given,
             mixture=MixtureOptions(),
-            model=str(seed_folder(shared, 1.0, seeds[0])),
-            init_from=None,
             out=str(Path(requested.out) / THEN_SINGLE / setup.task.name),
         )
         echo(f"{setup.task.name} alone, from the shared encoder")
-        code = finetune(options, world, {seed: seed_folder(shared, 1.0, seed) for seed in seeds})
+        names = " and ".join(each.task.name for each in tasks.setups)
+        after = [f"{names} together"] if len(tasks.setups) > 1 else [names]
+        code = finetune(options, world, {seed: seed_folder(shared, 1.0, seed) for seed in seeds}, after)
         if code:
             return code
     return 0

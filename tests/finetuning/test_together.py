@@ -257,7 +257,7 @@ def test_two_processes_equal_one(bert, tasks, mixed, tmp_path) -> None:
         assert max((models[0][key] - models[1][key]).abs().max().item() for key in models[1]) < 1e-4
 
 
-def test_the_target_chooses_the_epoch_and_is_trained_on_alone(bert, tasks, tmp_path) -> None:
+def test_the_target_chooses_the_epoch_and_is_trained_on_alone(bert, tasks, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     more = ("--target", "numbers", "--then-single", "--epochs", "3", "--seeds", "2")
     assert together(bert, tasks, "pairs numbers", out, *more) == 0
@@ -269,6 +269,13 @@ def test_the_target_chooses_the_epoch_and_is_trained_on_alone(bert, tasks, tmp_p
     assert len(results(single)["fractions"][0]["seeds"]) == 2
     models = json.loads((single / "manifest.json").read_text())["science"]["model"]
     assert models["0"] != models["1"]
+    printed, whose = capsys.readouterr().out, "dev at the best epoch of numbers"
+    assert f"pairs together with numbers, {bert}: {whose}" in printed and "is that of numbers.\n" in printed
+    assert f"numbers together with pairs, {bert}: dev at the best epoch, over" in printed
+    assert f"numbers after numbers and pairs together, {bert}: dev at the best epoch, over" in printed
+    assert results(out / "pairs")["target"] == "numbers" and results(single)["after"] == ["numbers and pairs together"]
+    assert "Metrics on dev at the best epoch of numbers, " in (out / "pairs" / "report.html").read_text()
+    assert f"| {bert}, tasks together " in (out / "glue.md").read_text()
 
 
 def test_stages_start_from_the_stage_before(bert, tasks, tmp_path, capsys) -> None:
@@ -282,6 +289,10 @@ def test_stages_start_from_the_stage_before(bert, tasks, tmp_path, capsys) -> No
     stage, by_hand = (load_file(path / "seed-1" / "model" / "model.safetensors")
                       for path in (out / "2-pairs", tmp_path / "by-hand"))  # fmt: skip
     assert all(torch.equal(stage[name], by_hand[name]) for name in by_hand)
+    assert f"pairs after words, {bert}: dev" in capsys.readouterr().out and results(out / "2-pairs")["after"] == [
+        "words"
+    ]
+    assert "</code>, trained after words." in (out / "2-pairs" / "report.html").read_text()
     before = (out / "2-pairs" / "results.json").read_bytes()
     assert finetune(bert, stages, out, *SHORT, "--seeds", "2") == 0
     assert (out / "2-pairs" / "results.json").read_bytes() == before
