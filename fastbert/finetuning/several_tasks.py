@@ -87,7 +87,7 @@ def check_tasks(requested: FinetuneOptions, names: Sequence[str], *folder_name: 
     """
     requested.check_inputs()
     out = Path(requested.out)
-    check_tasks_folder(out)
+    check_tasks_folder(requested)
     open_encoder(requested)
 
     def check(options: FinetuneOptions) -> None:

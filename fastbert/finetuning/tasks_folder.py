@@ -12,7 +12,8 @@ from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
 from fastbert.finetuning.table import Summary, glue_lines, glue_table, with_ensembles
 from fastbert.finetuning.tasks import is_glue, open_task
-from fastbert.outputs import check_output_folder
+from fastbert.inheritance import read_yaml
+from fastbert.outputs import check_output_folder, refuse_other_job
 
 TABLE, OPTIONS = "glue.md", "config.yaml"
 """Files in --out, next to the folders of the tasks."""
@@ -29,15 +30,38 @@ def write_table(requested: FinetuneOptions, parts: list[FinetuneOptions]) -> Non
     print(f"{glue_lines(rows, requested.seeds)}\n{note}\n  {path}")
 
 
-def check_tasks_folder(out: Path) -> None:
-    """Raises a UserError if `out` cannot be written, or contains anything other than the results of several tasks."""
+def check_tasks_folder(requested: FinetuneOptions) -> None:
+    """Raises a UserError if --out cannot be written, or contains anything other than the results of several tasks that
+    were trained in the same way: together, in stages, or independently."""
+    out = Path(requested.out)
     check_output_folder(out)
     if not out.is_dir():
         return
+    refuse_other_job(out, "finetune")
     if (out / "manifest.json").is_file():
         raise UserError(f"{out} holds the results of one task; choose another --out for several")
-    if not (out / "config.yaml").is_file() and contents(out):
-        raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
+    if not (out / OPTIONS).is_file():
+        if contents(out):
+            raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
+        return
+    try:
+        values, _ = read_yaml(out / OPTIONS)
+    except UserError:  # damaged: it is written anew
+        return
+    if not isinstance(values, dict) or "together" not in values:
+        return
+    before, now = way(values), way(vars(requested.mixture))
+    if before != now:
+        raise UserError(
+            f"{out} holds the results of tasks that were trained {before}; choose another --out to train them {now}"
+        )
+
+
+def way(options: Mapping[str, Any]) -> str:
+    """How several tasks are trained with these options, in words."""
+    if options.get("together"):
+        return "with --together"
+    return "independently" if options.get("stages") is None else "with --stages"
 
 
 def each_task(

@@ -113,7 +113,7 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
 def check_request(requested: FinetuneOptions) -> None:
     """Raises a UserError if model, tasks or --out cannot be used."""
     requested.check_inputs()
-    check_tasks_folder(Path(requested.out))
+    check_tasks_folder(requested)
 
 
 def prepare_together(requested: FinetuneOptions, world: World) -> Together:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,19 +12,26 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError
 from fastbert.finetuning import task_epochs
+from fastbert.finetuning.affinity import affinity
 from fastbert.finetuning.batches import encode
+from fastbert.finetuning.folder import check_other_files, write_options
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.mixture import MixedStream
+from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import load_encoder, load_task_model
 from fastbert.finetuning.seed import Epochs
 from fastbert.finetuning.stream import SingleTaskStream
+from fastbert.finetuning.tasks_folder import check_tasks_folder
 from fastbert.finetuning.together import prepare_together
+from fastbert.finetuning.weak.weak_label import check_earlier
 from fastbert.flags import parse
+from fastbert.pretraining.run import new_folder
 from fastbert.randomness import permute
 from fastbert.training.world import ONE_PROCESS
 from tests.finetuning.conftest import FAST, FILLERS, WORDS, finetune, make_glue, make_task, results
@@ -171,6 +179,7 @@ def test_each_task_leaves_what_it_leaves_alone(bert, tasks, mixed, capsys) -> No
         metric, value = results(mixed / name)["metrics"][0], seed["best"]["dev"]["dev"]
         assert f"{metric} {value[metric]:.4f}" in capsys.readouterr().err
         assert results(mixed / name)["together_with"] == sorted({*tasks} - {name})
+        assert json.loads((mixed / name / "manifest.json").read_text())["job"] == "finetune"
         assert "trained together with" in (mixed / name / "report.html").read_text()
     assert "pairs" in (mixed / "glue.md").read_text()
 
@@ -321,6 +330,37 @@ def test_what_cannot_be_done_is_refused(bert, tasks, tmp_path, capsys, more, mes
     files = f"{tasks['words']},{tasks['pairs']}"
     assert finetune(bert, ["--task", files], tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_tasks_that_were_trained_in_another_way_is_refused(tmp_path) -> None:
+    ways = {
+        "with --together": MixtureOptions(together=True),
+        "with --stages": MixtureOptions(stages="a,b"),
+        "independently": MixtureOptions(),
+    }
+    for before, mixture in ways.items():
+        out = tmp_path / before
+        out.mkdir()
+        write_options(out, FinetuneOptions(out=str(out), mixture=mixture))
+        for now, other in ways.items():
+            problem = pytest.raises(UserError, match=f"were trained {before}; choose another --out to train them {now}")
+            with nullcontext() if now == before else problem:
+                check_tasks_folder(FinetuneOptions(out=str(out), mixture=other))
+
+
+@pytest.mark.parametrize("job", ["pretrain", "finetune", "affinity", "weak-label"])
+def test_the_folder_of_another_command_is_refused(tmp_path, job) -> None:
+    (tmp_path / "manifest.json").write_text('{"sessions": []}' if job == "pretrain" else f'{{"job": "{job}"}}')
+    checks = {
+        "pretrain": lambda: new_folder(str(tmp_path), "x"),
+        "finetune": lambda: check_other_files(tmp_path),
+        "affinity": lambda: affinity.check_other_files(tmp_path),
+        "weak-label": lambda: check_earlier(tmp_path),
+    }
+    for name, check in checks.items():
+        if name != job:
+            with pytest.raises(UserError, match=f"holds the output of fastbert {job}; choose another --out"):
+                check()
 
 
 def test_the_warm_up_is_compared_with_the_steps_of_all_tasks(bert, tasks, tmp_path, capsys) -> None:

@@ -187,6 +187,7 @@ def test_weak_labels_train_a_model(task, tmp_path, bert, capsys, monkeypatch) ->
     rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert rows and all(row["label"] == LABELS[int(np.argmax(row["soft"]))] and row["weight"] == 1.0 for row in rows)
     assert len(rows) == 60 and {*yaml.safe_load((out / "task.yaml").read_text())} >= {"train", "dev", "soft", "weight"}
+    assert json.loads((out / "manifest.json").read_text())["job"] == "weak-label"
     assert (out / "table.png").stat().st_size > 1000 and "| words |" in (out / "table.md").read_text()
     assert weak_label(task, out, "--combine", "majority", "--balance", "0.5,0.5") == 0  # replaces the folder
     assert json.loads((out / "table.json").read_text())["used"] == "majority"

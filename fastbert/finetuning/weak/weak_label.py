@@ -31,7 +31,7 @@ from fastbert.finetuning.weak.label_models import ABSTAIN, MODELS, LabelModel, a
 from fastbert.finetuning.weak.options import FROM_DEV, WeakLabelOptions
 from fastbert.finetuning.weak.python_file import run_python_file
 from fastbert.inputs import read_input
-from fastbert.outputs import check_output_folder, output_folder, resolved
+from fastbert.outputs import JOB, check_output_folder, output_folder, refuse_other_job, resolved
 from fastbert.records import json_text, read_sealed, write_json, write_sealed
 from fastbert.streams import echo
 
@@ -135,6 +135,7 @@ def weak_label(options: WeakLabelOptions) -> None:
 
 def check_earlier(out: Path) -> None:
     """Raises a UserError if `out` contains files that are not from an earlier call."""
+    refuse_other_job(out, "weak-label")
     if not out.is_dir() or not contents(out):
         return
     if (out / MANIFEST).is_file():
@@ -294,4 +295,4 @@ def write_manifest(path: Path, options: WeakLabelOptions, table: dict[str, Any],
     files = [one for one in (options.functions, options.run_python) if one is not None]
     hashes = {one: hashlib.sha256(read_input(one)).hexdigest() for one in files}
     record = {"options": to_dict(options), "used": table["used"], "train_examples": rows, "sha256": hashes}
-    write_sealed(path, {"weak_labels": record})
+    write_sealed(path, {JOB: "weak-label", "weak_labels": record})
