@@ -89,6 +89,11 @@ def message_of(error: UserError) -> str:
     return f"{text[:first]} [... {len(text) - first - last:,} characters ...] {text[-last:]}"
 
 
+def about(name: str, problem: object) -> str:
+    """The problem with one of several names, which begins with the name, for a message."""
+    return str(problem) if str(problem).startswith(f"{name}:") else f"{name}: {problem}"
+
+
 def choose(what: str, name: str, known: Iterable[str]) -> str:
     """Returns `name` if it is one of `known`.
 

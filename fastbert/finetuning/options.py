@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, convert_text, leaves
-from fastbert.errors import OptionError, UserError, brief, choose
+from fastbert.errors import OptionError, UserError, about, brief, choose
 from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
 from fastbert.finetuning.glue import GLUE, check_glue_folder
 from fastbert.finetuning.mixture_options import MixtureOptions
@@ -153,7 +153,7 @@ class FinetuneOptions:
             try:
                 check_task(name, self.custom)
             except UserError as error:
-                raise UserError(f"{name}: {error}" if names else str(error)) from None
+                raise UserError(about(name, error) if names else str(error)) from None
         check_glue_folder(self.glue_dir)
         check_glue_options(names or [self.task], self.glue_dir, self.glue_subset)
 

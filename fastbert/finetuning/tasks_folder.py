@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import LINE, UserError
+from fastbert.errors import LINE, UserError, about
 from fastbert.files import atomic_file, contents
 from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.options import FinetuneOptions
@@ -100,9 +100,10 @@ def each_task(
         except UserError as error:
             problems[name] = str(error)
     if problems:
-        lines = LINE.join(f"{name}: {problem}" for name, problem in problems.items())
+        lines = LINE.join(about(name, problem) for name, problem in problems.items())
         rest = ",".join(name for name in names if name not in problems)
-        remedy = f"{LINE}Fix that, or train the others: --task {rest}" if rest else ""
+        option = "--task" if requested.mixture.stages is None else "--stages"
+        remedy = f"{LINE}Fix that, or train the others: {option} {rest}" if rest else ""
         raise UserError(f"{len(problems)} of {len(names)} tasks cannot be trained:{LINE}{lines}{remedy}")
     if requested.symmetric and not any(options.symmetric for options in parts.values()):
         raise UserError("the order of the texts matters in all of these tasks: leave --symmetric out")

@@ -34,7 +34,7 @@ from fastbert.flags import parse
 from fastbert.pretraining.run import new_folder
 from fastbert.randomness import permute
 from fastbert.training.world import ONE_PROCESS
-from tests.finetuning.conftest import FAST, FILLERS, WORDS, finetune, make_glue, make_task, results
+from tests.finetuning.conftest import FAST, FILLERS, WORDS, finetune, make_glue, make_task, results, write_rows
 from tests.finetuning.test_resume import Killed, bytes_of, killed
 from tests.finetuning.test_tokens import make_sentences
 from tests.finetuning.tune_ranks import command
@@ -302,6 +302,10 @@ def test_stages_start_from_the_stage_before(bert, tasks, tmp_path, capsys) -> No
         "words"
     ]
     assert "</code>, trained after words." in (out / "2-pairs" / "report.html").read_text()
+    (tmp_path / "no-train.yaml").write_text(f"dev: {tmp_path}/dev.jsonl\nlabels: a,b\n")
+    write_rows(tmp_path / "dev.jsonl", [{"text": "a", "label": "a"}])
+    assert finetune(bert, ["--stages", f"{tasks['words']},{tmp_path}/no-train.yaml"], tmp_path / "none") == 2
+    assert f"train the others: --stages {tasks['words']}\n" in capsys.readouterr().err
     before = (out / "2-pairs" / "results.json").read_bytes()
     assert finetune(bert, stages, out, *SHORT, "--seeds", "2") == 0
     assert (out / "2-pairs" / "results.json").read_bytes() == before
