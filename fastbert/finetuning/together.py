@@ -83,6 +83,8 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
     tasks = world.first_before_others(lambda: prepare_together(requested, world))
     for warning in dict.fromkeys(warning for setup in tasks.setups for warning in setup.warnings):
         echo(warning)
+    for name in (name for name, weight in tasks.weights.items() if not weight):
+        echo(f"{name} has weight 0: it is not trained, and its results are those of a new head")
     described = [tasks.describe(setup) for setup in tasks.setups]
     check_same_on_all_ranks({"tasks": described}, world)
     world.connect(tasks.setups[0].device)

@@ -146,6 +146,7 @@ def _curves(metric: str, paths: Mapping[int, Path]) -> str:
         return warning("Without curves: metrics.jsonl has no records of epochs.")
 
     def plot(panels: Sequence[Any]) -> None:
+        panels[0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         for name, points in lines.items():
             panels[0].plot(*zip(*points, strict=True), "o-", markersize=3.5, label=name)
 

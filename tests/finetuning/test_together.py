@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,11 +213,14 @@ def test_one_task_together_is_a_fine_tuning_to_the_bit(bert, tasks, tmp_path) ->
     assert scores[0] == scores[1]
 
 
-def test_the_order_of_the_tasks_changes_nothing_and_weight_0_leaves_a_head_alone(bert, tasks, mixed, tmp_path) -> None:
+def test_the_order_of_tasks_changes_nothing_and_weight_0_leaves_a_head_alone(
+    bert, tasks, mixed, tmp_path, capsys
+) -> None:
     assert together(bert, tasks, "pairs numbers words tagging", tmp_path / "order") == 0
     for name in tasks:
         assert bytes_of_task(tmp_path / "order" / name) == bytes_of_task(mixed / name)
     assert together(bert, tasks, "pairs numbers words", tmp_path / "w", "--weights", "numbers=0,pairs=2") == 0
+    assert re.findall("(.*) has weight 0: it is not trained", capsys.readouterr().err) == ["numbers"]
     rows = (tmp_path / "w" / "seed-0" / "metrics.jsonl").read_text().splitlines()
     assert len([row for row in rows if json.loads(row)["split"] == "train"]) == 2 * (5 + 3)  # no steps of numbers
     kinds = {name: load_task_model(tmp_path / "w" / name / "seed-0").record.kind for name in ("numbers", "words")}
