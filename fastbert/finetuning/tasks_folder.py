@@ -58,7 +58,7 @@ def check_tasks_folder(requested: FinetuneOptions) -> None:
 
 
 def way(options: Mapping[str, Any]) -> str:
-    """How several tasks are trained with these options, in words."""
+    """Description of how several tasks are trained with these options, to follow "trained"."""
     if options.get("together"):
         return "with --together"
     return "independently" if options.get("stages") is None else "with --stages"
