@@ -43,9 +43,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def closest(name: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
-    """The name in `known` that is most similar to `name`; None if no similarity reaches `likeness`."""
-    close = difflib.get_close_matches(str(name)[:LONGEST_SHOWN], known, n=1, cutoff=likeness)
-    return brief(close[0], str) if close else None
+    """The name in `known` that is most similar to `name`, in upper or lower case; None if no similarity reaches
+    `likeness`."""
+    spelled = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(str(name)[:LONGEST_SHOWN].lower(), spelled, n=1, cutoff=likeness)
+    return brief(spelled[close[0]], str) if close else None
 
 
 def brief(value: Any, text: Callable[[Any], str] = repr) -> str:
@@ -85,6 +87,11 @@ def message_of(error: UserError) -> str:
         return text
     first, last = LONGEST_MESSAGE * 3 // 4, LONGEST_MESSAGE // 5
     return f"{text[:first]} [... {len(text) - first - last:,} characters ...] {text[-last:]}"
+
+
+def about(name: str, problem: object) -> str:
+    """The problem with one of several names, which begins with the name, for a message."""
+    return str(problem) if str(problem).startswith(f"{name}:") else f"{name}: {problem}"
 
 
 def choose(what: str, name: str, known: Iterable[str]) -> str:

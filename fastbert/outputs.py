@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, brief
 from fastbert.files import (
     atomic_file,
     atomic_folder,
@@ -40,6 +40,10 @@ from fastbert.files import (
     sync_folder,
     sync_tree,
 )
+from fastbert.records import read_json
+
+JOB = "job"
+"""Key of manifest.json with the name of the command that wrote the folder."""
 
 # --- files
 
@@ -180,6 +184,19 @@ def check_output_folder(path: Path | str) -> None:
     creates nothing."""
     with folder_errors(path):
         _check_room(resolved(path), path)
+
+
+def refuse_other_job(out: Path | str, job: str) -> None:
+    """Raises a UserError if the folder `out` holds the output of another command than `fastbert JOB`, which its
+    manifest.json names. A damaged manifest is reported by its reader."""
+    path = Path(out) / "manifest.json"
+    try:
+        manifest = read_json(path, "the manifest", dict) if path.is_file() else {}
+    except UserError:
+        return
+    made = "pretrain" if "sessions" in manifest else manifest.get(JOB, job)
+    if made != job:
+        raise UserError(f"{out} holds the output of fastbert {brief(made, str)}; choose another --out")
 
 
 def resolved(path: Path | str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastbert.cli import JOBS
-from fastbert.errors import UserError, choose
+from fastbert.errors import UserError, about, choose, nearest
 from tests.flags import main
 from tests.stand_ins import free_space
 
@@ -246,7 +246,13 @@ def test_devices(capsys, flags, tmp_path) -> None:
     assert "precision" in refused(capsys, "pretrain", *flags, *out, "--machine.precision", "fp8")
 
 
+def test_a_problem_begins_with_its_name_once() -> None:
+    assert about("a.yaml", UserError("a.yaml: no file")) == "a.yaml: no file"
+    assert about("a.yaml", UserError("a.yaml, line 3")) == "a.yaml: a.yaml, line 3"
+
+
 def test_choose_names_the_nearest() -> None:
+    assert "did you mean 'pear'?" in nearest("PEER", ["pear", "apple"])
     assert choose("fruit", "pear", ["pear", "apple"]) == "pear"
     with pytest.raises(UserError, match="unknown fruit 'peer'; did you mean 'pear'\\? known: apple, pear"):
         choose("fruit", "peer", ["pear", "apple"])

@@ -113,7 +113,7 @@ def test_several_fine_tunings_and_a_sweep(tmp_path) -> None:
     out.parent.mkdir()
 
     def write_options() -> None:
-        several_tasks.check_tasks_folder(out)
+        several_tasks.check_tasks_folder(FinetuneOptions(out=str(out)))
         folder.write_options(out, FinetuneOptions())
 
     def open_sweep() -> None:

@@ -146,7 +146,8 @@ class CustomSource:
             (text,) if options.pair is None else (text, options.pair),
             options.label or LABEL,
             label_may_lack=split == "test" or (split == "train" and options.soft is not None),
-            remedy="choose the columns with text, pair and label (--custom.text, ...)",
+            remedy="choose the columns with text, pair and label (--custom.text, ...)"
+            + (" and those of the slices" if self.further else ""),
             class_names=True,
             others=others,
         )

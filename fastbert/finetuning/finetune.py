@@ -9,7 +9,7 @@ out/seed-0/             config.yaml, metrics.jsonl, events.out.tfevents.*, error
 out/fraction-0.1/seed-0/    the same for a fraction below 1
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ from fastbert.errors import UserError
 from fastbert.files import disk_errors, locked_folder, remove
 from fastbert.finetuning.folder import check_other_files, open_folder
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.results import finished, seed_folder, write_results
+from fastbert.finetuning.results import Company, finished, seed_folder, write_results
 from fastbert.finetuning.saved import load_encoder
 from fastbert.finetuning.seed import CHECKPOINTS, Part, Training, train_seed
 from fastbert.finetuning.setup import describe_finetuning, fingerprint_of_weights, prepare_finetuning
@@ -31,13 +31,19 @@ from fastbert.training.interrupts import Interrupts
 from fastbert.training.world import ONE_PROCESS, World
 
 
-def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS, starts: Mapping[int, Path] | None = None) -> int:
+def finetune(
+    requested: FinetuneOptions,
+    world: World = ONE_PROCESS,
+    starts: Mapping[int, Path] | None = None,
+    after: Sequence[str] = (),
+) -> int:
     """Trains all seeds that are not finished, writes and prints the results; returns the exit code.
 
     Args:
         starts: the fine-tuned model from whose encoder each seed starts, instead of that of the options.
         world: the processes that train each seed together, all of which call this function. The first one reads and
             writes the files in --out.
+        after: the trainings of these models, each described by its tasks, for the results.
 
     Raises:
         UserError: any user error, before training starts if possible.
@@ -71,7 +77,8 @@ def finetune(requested: FinetuneOptions, world: World = ONE_PROCESS, starts: Map
                 world.first_decides(partial(remove_checkpoints, folder))
                 results[fraction].append(result)
         if world.first:
-            write_results(setup.options, setup.task, setup.precision, out, results, setup.labels, setup.slices)
+            found = (results, setup.labels, setup.slices, Company(after=after))
+            write_results(setup.options, setup.task, setup.precision, out, *found)
     return 0
 
 

@@ -11,6 +11,7 @@ from fastbert.files import LOCK, atomic_file, contents
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import finished, seed_folder
 from fastbert.finetuning.setup import FinetuneSetup
+from fastbert.outputs import JOB, refuse_other_job
 from fastbert.records import read_sealed, write_sealed
 from fastbert.training.apex import fused_adam
 from fastbert.training.hardware import describe_machine
@@ -43,6 +44,7 @@ def check_results_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, 
 def check_other_files(out: Path) -> None:
     """Raises a UserError if `out` contains files that are not from a fine-tuning. A process that is killed before it
     writes the manifest leaves config.yaml and the lock, so call this before locking as well."""
+    refuse_other_job(out, "finetune")
     if not out.is_dir() or (out / "manifest.json").is_file():
         return
     if contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):
@@ -54,6 +56,7 @@ def open_folder(out: Path, setup: FinetuneSetup, experiment: dict[str, Any]) -> 
     check_results_folder(out, setup, experiment)
     write_options(out, setup.options)
     manifest = {
+        JOB: "finetune",
         "experiment": configuration.digest(experiment),
         "science": experiment,
         "model": setup.pretrained.source,

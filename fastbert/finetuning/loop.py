@@ -7,7 +7,7 @@ device, and randomness is a function of (seed, step, index): the same options gi
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,9 @@ class Tuner:
         logbook: the first rank's; the others have none.
     """
 
+    advice: ClassVar[str] = ADVICE
+    """End of the error if training diverges."""
+
     updater: Updater
     stream: TaskStream
     options: FinetuneOptions
@@ -223,7 +226,7 @@ class Tuner:
         progress = self.progress
         if values:
             self.interrupts.agree(values)
-            if guard(progress, step, values, echo, lambda: ADVICE):
+            if guard(progress, step, values, echo, lambda: self.advice):
                 progress.window.append(values["loss"])
         done = step + 1
         if done % self.options.log_every == 0 or done == self.steps:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastbert.config import convert_text
-from fastbert.errors import OptionError, brief, nearest
+from fastbert.errors import OptionError, UserError, brief, nearest
 from fastbert.lists import words
 from fastbert.ranges import Range, check_values
+
+LARGEST_WEIGHT = 1e6  # of a task, so that its gradient is finite in float32
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,11 @@ class MixtureOptions:
                 number = convert_text(value.strip(), float)
             except ValueError:
                 number = -1.0
-            if not equals or not name.strip() or not 0.0 <= number < float("inf"):
-                problem = f"must be task=weight with weights of 0 or more, such as rte=2,snli=0.5, not {brief(entry)}"
+            if not equals or not name.strip() or not 0.0 <= number <= LARGEST_WEIGHT:
+                problem = (
+                    f"must be task=weight with weights from 0 to {LARGEST_WEIGHT:g}, such as rte=2,snli=0.5, not "
+                    f"{brief(entry)}"
+                )
                 raise OptionError(self, "weights", problem)
             if found.setdefault(name.strip(), number) != number:
                 raise OptionError(self, "weights", f"has two weights for {name.strip()}; give one")
@@ -75,11 +80,12 @@ class MixtureOptions:
         for option, names in (("target", [self.target] if self.target is not None else []), ("weights", given)):
             for name in names:
                 if name not in tasks:
-                    problem = f"names {name!r}, which is not among the tasks {', '.join(tasks)}; {nearest(name, tasks)}"
-                    raise OptionError(self, option, problem)
+                    raise UserError(
+                        f"--{option} names {brief(name)}, which is not one of the tasks; {nearest(name, tasks)}"
+                    )
         weights = {name: given.get(name, 1.0) for name in tasks}
         if not any(weights.values()):
-            raise OptionError(self, "weights", "are all 0, so nothing would be trained; give a task a weight above 0")
+            raise UserError("--weights are all 0, so nothing would be trained; give a task a weight above 0")
         if self.target is not None and not weights[self.target]:
-            raise OptionError(self, "weights", f"has 0 for the target {self.target}; give it a weight above 0")
+            raise UserError(f"--weights has 0 for the target {self.target}; give it a weight above 0")
         return weights

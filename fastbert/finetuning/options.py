@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, convert_text, leaves
-from fastbert.errors import OptionError, UserError, brief, choose
+from fastbert.errors import OptionError, UserError, about, brief, choose
 from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
 from fastbert.finetuning.glue import GLUE, check_glue_folder
 from fastbert.finetuning.mixture_options import MixtureOptions
@@ -153,7 +153,7 @@ class FinetuneOptions:
             try:
                 check_task(name, self.custom)
             except UserError as error:
-                raise UserError(f"{name}: {error}" if names else str(error)) from None
+                raise UserError(about(name, error) if names else str(error)) from None
         check_glue_folder(self.glue_dir)
         check_glue_options(names or [self.task], self.glue_dir, self.glue_subset)
 
@@ -176,10 +176,6 @@ class FinetuneOptions:
             problem = f"must be different fractions above 0 and up to 1, not {brief(self.train_fraction)}"
             raise OptionError(self, "train_fraction", problem)
         return fractions
-
-    def steps(self, examples: int) -> int:
-        """Number of updates when training on this many examples; the epochs must be resolved."""
-        return self.epochs * -(-examples // self.batch_size)
 
     def optimizer(self, learning_rate: float) -> OptimizerOptions:
         return OptimizerOptions(
@@ -280,8 +276,9 @@ class SubmitOptions:
 
     models: tuple[str, ...] = ()
     """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
-    --out of `fastbert finetune`, whose best seed on dev is used. The model of mnli also predicts ax, unless ax has a
-    model."""
+    --out of `fastbert finetune`, whose best seed on dev is used. Several folders separated by commas are an ensemble,
+    as in `fastbert predict`, where an --out stands for all its seeds. The model of mnli also predicts ax, unless ax
+    has a model."""
     results: str | None = None
     """--out of `fastbert finetune`, with one task or several: for each task without a model in --models, the best seed
     on dev is used."""
@@ -312,26 +309,29 @@ class SubmitOptions:
             return
         if self.out is None:
             raise UserError("--out is missing: the zip file to write, such as glue.zip")
-        for folder in self.folders().values():
+        for folder in (folder for folders in self.folders().values() for folder in folders):
             check_model_folder(folder, one=False)
         if self.results is not None:
             check_folder(self.results)
         check_glue_folder(self.glue_dir)
 
-    def folders(self) -> dict[str, str]:
-        """GLUE task -> folder, from `models`.
+    def folders(self) -> dict[str, list[str]]:
+        """GLUE task -> its folder or, of an ensemble, folders, from `models`.
 
         Raises:
             UserError: an entry does not have that form or does not name a GLUE task, or a task has two models.
         """
-        found: dict[str, str] = {}
+        found: dict[str, list[str]] = {}
         for text in self.models:
             name, equals, folder = text.partition("=")
             if not equals or not folder:
                 raise UserError(f"--models takes task=folder, such as cola=results/cola/seed-0, not {brief(text)}")
             if choose("GLUE task", name, GLUE) in found:
-                raise UserError(f"--models names two models for {name}; give one")
-            found[name] = folder
+                raise UserError(f"--models names two models for {name}; give one, or an ensemble: {name}=A,B")
+            found[name] = paths(folder, os.path.isdir) or [folder]
+            for one in found[name]:
+                if one.partition("=")[0] in GLUE and not os.path.isdir(one):
+                    raise UserError(f"--models takes the tasks with a space between them: put one before {brief(one)}")
         return found
 
 

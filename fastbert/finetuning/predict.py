@@ -57,7 +57,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if ensemble.title:
         echo(ensemble.title)
     split, examples, task = read_examples(options, ensemble)
-    refuse_input(options.out, [options.source] if task is None else [options.task, *task.splits.values()])
+    read = [options.source] if task is None else [options.task, *task.splits.values()]
+    refuse_input(options.out, [*read, *(file for member in ensemble.members for file in member.folder.iterdir())])
     each = ensemble.encode(examples)
     inputs = each[0]
     labelled = task is not None and None not in inputs.labels

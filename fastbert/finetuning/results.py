@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastbert.finetuning.slice_figures import slice_figures, slice_lines
 from fastbert.finetuning.slices import Masks
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_sealed, write_sealed
-from fastbert.report.finetune_page import PAGE, write_results_page
+from fastbert.report.finetune_page import PAGE, best_epoch, other_tasks, write_results_page
 from fastbert.streams import echo
 
 Figures = dict[str, dict[str, float | None]]
@@ -29,7 +30,7 @@ SEED = {"seed": COUNT, "best": EPOCH, "last": EPOCH, "train_examples": COUNT, "t
 STATISTICS = ("median", "mean", "std", "max")
 _SUMMARY = {str: {str: dict.fromkeys(STATISTICS, _NUMBER)}}
 RESULTS = {
-    **{"task": str, "metrics": [str], "precision?": str, "together_with?": [str]},
+    **{"task": str, "metrics": [str], "precision?": str, "together_with?": [str], "target?": str, "after?": [str]},
     "fractions": [
         {
             **{"fraction": float, "seeds": [{"seed": COUNT, "best": EPOCH}], "summary?": {"best": _SUMMARY}},
@@ -40,6 +41,25 @@ RESULTS = {
 }
 
 
+@dataclass(frozen=True)
+class Company:
+    """The other tasks that an encoder learned."""
+
+    together_with: Sequence[str] = ()
+    """Names of the tasks of the same training."""
+    target: str | None = None
+    """Task whose best epoch is that of all tasks of the training."""
+    after: Sequence[str] = ()
+    """Earlier trainings, each described by its tasks."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Entries of results.json, without those that are empty."""
+        return {name: value if name == "target" else list(value) for name, value in vars(self).items() if value}
+
+
+ALONE = Company()
+
+
 def write_results(
     options: FinetuneOptions,
     task: Task,
@@ -48,7 +68,7 @@ def write_results(
     results: dict[float, list[dict[str, Any]]],
     labels: Labels,
     slices: Masks | None = None,
-    others: Sequence[str] = (),
+    company: Company = ALONE,
 ) -> None:
     """Writes results.json and the learning curve, and prints the table.
 
@@ -56,7 +76,7 @@ def write_results(
         results: fraction of the training split -> results of the seeds.
         labels: of the dev splits, for the ensemble of the seeds.
         slices: of the dev splits.
-        others: names of the tasks that were trained together with this one.
+        company: the other tasks that the encoder learned.
     """
     fractions = [
         {
@@ -75,7 +95,7 @@ def write_results(
     ]
     record = {
         "task": task.name,
-        **({"together_with": list(others)} if others else {}),
+        **company.to_json(),
         "model": options.start,
         "metrics": list(task.metrics),
         "learning_rate": options.learning_rate,
@@ -89,8 +109,8 @@ def write_results(
     metrics = {seed["seed"]: seed_folder(out, largest, seed["seed"]) / "metrics.jsonl" for seed in results[largest]}
     write_results_page(out, record, metrics, options)
     plural = "s" if options.seeds > 1 else ""
-    name = f"{task.name} together with {' and '.join(others)}" if others else task.name
-    lines = [f"{name}, {options.start}: dev at the best epoch, over {options.seeds} seed{plural}"]
+    name = task.name + other_tasks(record)
+    lines = [f"{name}, {options.start}: dev at {best_epoch(record)}, over {options.seeds} seed{plural}"]
     several = options.seeds > 1
     columns = " ".join(f"{name:>8}" for name in (*STATISTICS, *(["ensemble"] if several else [])))
     lines.append(f"  {'train':>8}  {'split':<14} {'metric':<18} {columns}")

@@ -3,6 +3,7 @@ experiment."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,8 +125,6 @@ def prepare_finetuning(
                 f"the task {task.name}: all weights of the {len(rows)} training examples are 0; give examples to learn "
                 "from a weight above 0"
             )
-        if alone:
-            learning_rate_factor(options.schedule, 0, options.steps(len(rows)))  # refuses a warm-up that is too long
     warnings = [*([warning] if warning else []), *task.warnings]
     if len(vocabulary.tokens) < pretrained.config.vocab_size:
         warnings.append(
@@ -136,7 +135,27 @@ def prepare_finetuning(
     _ = setup.slices  # refuses a slice without examples
     if options.slice_heads:
         check_slice_heads(setup)
+    if alone:
+        for fraction in options.fractions():
+            check_schedule([setup], fraction)
     return setup
+
+
+def check_schedule(setups: Sequence[FinetuneSetup], fraction: float = 1.0) -> None:
+    """Raises a UserError if the warm-up is longer than a training on a fraction of these tasks, which have common
+    options."""
+    options = setups[0].options
+    batches = sum(-(-rows_in(setup, fraction) // options.batch_size) for setup in setups)
+    learning_rate_factor(options.schedule, 0, options.epochs * batches)
+
+
+def rows_in(setup: FinetuneSetup, fraction: float) -> int:
+    """Number of rows of an epoch: examples or, where words have labels, the windows that they are split into."""
+    numbers = subset(len(setup.train), fraction)
+    if not setup.task.kind.labels_words or setup.options.schedule.warmup < 1:  # a fraction fits any number
+        return len(numbers)
+    record = task_record(setup.options, setup.task, 0, {})
+    return len(encode_inputs([setup.train[number] for number in numbers], setup.vocabulary, record).orders[0])
 
 
 def check_slice_heads(setup: FinetuneSetup) -> None:

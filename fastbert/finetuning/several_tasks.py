@@ -59,12 +59,14 @@ def finetune_stages(requested: FinetuneOptions, names: Sequence[str], world: Wor
     parts = begin(requested, names, world, lambda number, task: f"{number}-{task}")
     seeds = range(requested.first_seed, requested.first_seed + requested.seeds)
     starts: dict[int, Path] | None = None
+    trained: list[str] = []
     for number, options in enumerate(parts, 1):
         echo(f"stage {number} of {len(parts)}: {options.task}")
-        code = finetune(options, world, starts)
+        code = finetune(options, world, starts, trained)
         if code:
             return code
         starts = {seed: seed_folder(Path(options.out), 1.0, seed) for seed in seeds}
+        trained.append(Path(options.out).name.partition("-")[2])
     return 0
 
 
@@ -85,7 +87,7 @@ def check_tasks(requested: FinetuneOptions, names: Sequence[str], *folder_name: 
     """
     requested.check_inputs()
     out = Path(requested.out)
-    check_tasks_folder(out)
+    check_tasks_folder(requested)
     open_encoder(requested)
 
     def check(options: FinetuneOptions) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from fastbert.errors import UserError
 from fastbert.finetuning.dev_ensemble import SCORES, Labels, read_dev_scores
-from fastbert.finetuning.slices import Masks
+from fastbert.finetuning.slices import ALL, Masks
 from fastbert.finetuning.tasks import Task
 from fastbert.randomness import row_keys
 from fastbert.streams import echo
@@ -18,7 +18,6 @@ from fastbert.streams import echo
 RESAMPLES = 300
 CONFIDENCE = 0.95
 _Z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-ALL = "all examples"
 
 
 def slice_figures(

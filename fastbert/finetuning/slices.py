@@ -20,11 +20,14 @@ import numpy as np
 
 from fastbert.config import from_dict
 from fastbert.errors import OptionError, UserError, brief
+from fastbert.finetuning.patterns import compile_pattern
 from fastbert.finetuning.rows import Example
 from fastbert.inheritance import read_yaml
 from fastbert.ranges import Natural, Range, check_values
 
 KEY = "slices"
+ALL = "all examples"
+"""Name of the row of all examples, in tables of slices."""
 _WORD = re.compile(r"\w+")
 
 
@@ -54,6 +57,8 @@ class Slice:
         check_values(self)
         if not self.name.strip():
             raise OptionError(self, "name", "is empty; give the slice a name")
+        if self.name == ALL:
+            raise OptionError(self, "name", f"is {ALL}, which tables have without a slice; give it another name")
         if all(getattr(self, field.name) is None for field in fields(self)[1:]):
             conditions = ", ".join(field.name for field in fields(self)[1:])
             raise UserError(f"the slice {brief(self.name, str)} has no condition; give one or more of {conditions}")
@@ -64,13 +69,9 @@ class Slice:
                 raise UserError(f"the slice {brief(self.name, str)}: the minimum {least} is above the maximum {most}")
         if self.pattern is not None:
             try:
-                re.compile(self.pattern)
-            except re.error as error:
-                position = "" if error.pos is None else f" at character {error.pos + 1}"
-                raise UserError(
-                    f"the slice {brief(self.name, str)}: the pattern {brief(self.pattern)} is not a regular "
-                    f"expression: {error.msg}{position}; fix it"
-                ) from None
+                compile_pattern(self.pattern)
+            except UserError as error:
+                raise UserError(f"the slice {brief(self.name, str)}: {error}") from None
 
     @property
     def compares_texts(self) -> bool:
@@ -78,7 +79,7 @@ class Slice:
 
     @cached_property
     def _pattern(self) -> re.Pattern:
-        return re.compile(self.pattern)
+        return compile_pattern(self.pattern)
 
     def contains(self, example: Example) -> bool:
         texts = [example.text] if example.pair is None else [example.text, example.pair]

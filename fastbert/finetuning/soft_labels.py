@@ -8,7 +8,8 @@ from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.rows import Row, number_in
 from fastbert.records import parse_json
 
-LARGEST = 1e30  # of weights and soft labels of numbers, so that sums in float64 and values in float32 are finite
+LARGEST_WEIGHT = 1e30  # so that sums in float64 and values in float32 are finite
+LARGEST_NUMBER = 1e15  # of labels of kind number, so that squared errors and norms of gradients in float32 are finite
 TOLERANCE = 1e-3  # of the sum of probabilities, which files round
 
 
@@ -21,7 +22,7 @@ def add_soft_label(row: Row, soft: str | None, weight: str | None, cells: Sequen
         cells: the cells of these columns that exist, in this order.
 
     Raises:
-        UserError: a cell is empty, or the weight is not a number from 0 to `LARGEST`.
+        UserError: a cell is empty, or the weight is not a number from 0 to `LARGEST_WEIGHT`.
     """
     rest = list(cells)
     if soft is not None:
@@ -31,9 +32,10 @@ def add_soft_label(row: Row, soft: str | None, weight: str | None, cells: Sequen
         row = row._replace(soft=cell)
     if weight is not None:
         number = number_in(rest[0])
-        if number is None or not 0 <= number <= LARGEST:
+        if number is None or not 0 <= number <= LARGEST_WEIGHT:
             raise UserError(
-                f"{row.where}: the weight {brief(rest[0])} in {weight!r} is not a number from 0 to {LARGEST:g}; fix it"
+                f"{row.where}: the weight {brief(rest[0])} in {weight!r} is not a number from 0 to "
+                f"{LARGEST_WEIGHT:g}; fix it"
             )
         row = row._replace(weight=number)
     return row
@@ -77,14 +79,22 @@ def soft_number(row: Row) -> float:
     """The soft label of a row with kind number.
 
     Raises:
-        UserError: it is not a number of at most `LARGEST`.
+        UserError: it is not a number of at most `LARGEST_NUMBER`.
     """
     value = number_in(row.soft)
-    if value is None or not abs(value) <= LARGEST:
-        raise UserError(
-            f"{row.where}: the soft label {brief(row.soft)} is not a number from {-LARGEST:g} to {LARGEST:g}; fix it"
-        )
+    if value is None or math.isnan(value):
+        raise UserError(f"{row.where}: the soft label {brief(row.soft)} is not a number; fix it")
+    check_size(row.where, f"soft label {brief(row.soft)}", value)
     return value
+
+
+def check_size(where: str, what: str, number: float) -> None:
+    """Raises a UserError if the label `number`, which `what` names, is too large to be learned in float32."""
+    if abs(number) > LARGEST_NUMBER:
+        raise UserError(
+            f"{where}: the {what} is not from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}; divide all labels by a "
+            "constant, or fix it"
+        )
 
 
 def _value(row: Row) -> Any:

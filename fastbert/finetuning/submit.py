@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fastbert.errors import UserError
+from fastbert.finetuning.averages import mean_of_models
+from fastbert.finetuning.ensemble import Ensemble, open_ensemble
 from fastbert.finetuning.glue import GLUE, GlueSource
 from fastbert.finetuning.options import SubmitOptions
 from fastbert.finetuning.predict import check_fits
 from fastbert.finetuning.results import best_seed, read_results, tuned_folder
-from fastbert.finetuning.saved import FineTuned, load_task_model
-from fastbert.finetuning.scoring import BATCH, check_finite, encode_inputs, predict_scores
+from fastbert.finetuning.saved import load_task_model
+from fastbert.finetuning.scoring import BATCH
 from fastbert.finetuning.submission import FILES, validate, write_submission
 from fastbert.finetuning.tasks import open_task
 from fastbert.outputs import check_output_file, is_standard_output
@@ -24,8 +28,8 @@ class ArchiveFile:
     file: str
     task: str
     split: str
-    model: Path | None
-    """None if the majority label is written."""
+    model: Ensemble | None
+    """One model or several; None if the majority label is written."""
     why: str = ""
     """Reason if there is no model."""
 
@@ -51,18 +55,16 @@ def submit(options: SubmitOptions) -> None:
     setup_machine(options.machine, device)
     parts = plan(options)
     predictions: dict[str, dict[str, list]] = {}
-    for folder in dict.fromkeys(part.model for part in parts if part.model is not None):
-        tuned = load_task_model(folder, options.machine.kernels)
-        tuned.model.to(device)
-        for part in parts:
-            if part.model == folder:
-                words = predict_part(part, tuned, options, precision)
-                predictions.setdefault(part.task, {})[part.split] = words
+    for part in parts:
+        if part.model is not None:
+            words = predict_part(part, part.model, options, device, precision)
+            predictions.setdefault(part.task, {})[part.split] = words
     rows = write_submission(options.out, predictions, options.fill)
     lines = [f"{options.out}: {len(rows)} files, valid for GLUE's server"]
     for part in parts:
         filler = "majority label" if GLUE[part.task].kind.labels else "mean score"
-        source = part.model or f"{filler} {GLUE[part.task].majority} in every row: {part.why}"
+        majority = f"{filler} {GLUE[part.task].majority} in every row: {part.why}"
+        source = majority if part.model is None else names_of(part.model)
         lines.append(f"  {part.file:<11} {rows[part.file]:>9,}  {source}")
     write = echo if is_standard_output(options.out) else print  # nothing else in the archive
     write("\n".join(lines))
@@ -77,20 +79,21 @@ def plan(options: SubmitOptions) -> list[ArchiveFile]:
     models = chosen_models(options)
     if not models:
         raise UserError("give models with --models task=folder or --results, or an archive to check with --check")
-    for name, folder in models.items():
-        record = load_task_model(folder).record
-        if record.task != name and (name, record.task) != ("ax", "mnli"):
-            raise UserError(f"{folder} was trained on {record.task}, not on {name}; give the model of {name}")
+    for name, model in models.items():
+        for member in model.members:
+            trained_on = load_task_model(member.folder).record.task
+            if trained_on != name and (name, trained_on) != ("ax", "mnli"):
+                raise UserError(f"{member.name} was trained on {trained_on}, not on {name}; give the model of {name}")
     parts = []
     for file, (name, split) in FILES.items():
-        folder, why = models.get(name), "no model"
-        if folder is None and name == "ax":
-            folder = models.get("mnli")
-        if folder is not None and options.fill and (why := missing_split(name, split, options.glue_dir)):
-            folder = None
-        if folder is not None:
-            check_split(folder, name, split, options.glue_dir)
-        parts.append(ArchiveFile(file, name, split, folder, why))
+        model, why = models.get(name), "no model"
+        if model is None and name == "ax":
+            model = models.get("mnli")
+        if model is not None and options.fill and (why := missing_split(name, split, options.glue_dir)):
+            model = None
+        if model is not None:
+            check_split(model, name, split, options.glue_dir)
+        parts.append(ArchiveFile(file, name, split, model, why))
     if all(part.model is None for part in parts):
         raise UserError(f"{options.glue_dir} holds no test split of {', '.join(models)}; fix --glue-dir")
     missing = [part.file for part in parts if part.model is None]
@@ -102,9 +105,9 @@ def plan(options: SubmitOptions) -> list[ArchiveFile]:
     return parts
 
 
-def chosen_models(options: SubmitOptions) -> dict[str, Path]:
-    """Task -> folder of its model, from --results and --models."""
-    chosen: dict[str, Path] = {}
+def chosen_models(options: SubmitOptions) -> dict[str, Ensemble]:
+    """Task -> its model or models, from --results and --models."""
+    chosen: dict[str, list[str]] = {}
     if options.results is not None:
         root = Path(options.results)
         found = sorted([*root.glob("results.json"), *root.glob("*/results.json")])
@@ -115,8 +118,10 @@ def chosen_models(options: SubmitOptions) -> dict[str, Path]:
             if name not in GLUE:
                 echo(f"{path.parent}: {name} is not a GLUE task, left out")
             else:
-                chosen[name] = best_seed(path.parent)
-    return chosen | {name: tuned_folder(Path(folder)) for name, folder in options.folders().items()}
+                chosen[name] = [str(best_seed(path.parent))]
+    for name, folders in options.folders().items():
+        chosen[name] = folders if len(folders) > 1 else [str(tuned_folder(Path(folders[0])))]
+    return {name: open_ensemble(folders) for name, folders in chosen.items()}
 
 
 def missing_split(name: str, split: str, glue_dir: str | None) -> str | None:
@@ -130,10 +135,10 @@ def missing_split(name: str, split: str, glue_dir: str | None) -> str | None:
     return None if source.has(split) else f"{source.origins()[split]} does not exist"
 
 
-def check_split(folder: Path, name: str, split: str, glue_dir: str | None) -> None:
+def check_split(model: Ensemble, name: str, split: str, glue_dir: str | None) -> None:
     """Raises a UserError if the labels of the model differ from the task's, or the test split lacks official rows."""
     task = open_task(name, glue_dir=glue_dir, glue_subset=True)
-    check_fits(task, load_task_model(folder).record, str(folder))
+    check_fits(task, model, names_of(model))
     count, official = len(task.examples(split)), GLUE[name].rows[split]
     if count != official:
         raise UserError(
@@ -141,14 +146,22 @@ def check_split(folder: Path, name: str, split: str, glue_dir: str | None) -> No
         )
 
 
-def predict_part(part: ArchiveFile, tuned: FineTuned, options: SubmitOptions, precision: str) -> list[str | float]:
+def predict_part(
+    part: ArchiveFile, model: Ensemble, options: SubmitOptions, device: torch.device, precision: str
+) -> list[str | float]:
     """Predicted labels, or numbers, for a test split."""
-    record = tuned.record
     task = open_task(part.task, glue_dir=options.glue_dir, glue_subset=True)
-    inputs = encode_inputs(task.examples(part.split), tuned.vocabulary, record)
-    cut = f", {inputs.truncated:,} of them cut to {record.max_length} tokens" if inputs.truncated else ""
-    echo(f"{part.file}: predicting {len(inputs.examples):,} rows{cut} with {part.model}")
+    examples = task.examples(part.split)
+    each = model.encode(examples)
+    echo(f"{part.file}: predicting {len(examples):,} rows with {names_of(model)}")
+    for line in model.cut(each):
+        echo(f"  {line}")
     batch_size = options.machine.micro_batch_size or BATCH
-    values = predict_scores(tuned.model, record.task, inputs, precision=precision, batch_size=batch_size)
-    check_finite(values, part.model, precision)
-    return [record.kind.prediction(value) for value in values]
+    scores = model.scores(each, device, precision, batch_size, options.machine.kernels)
+    return [model.kind.prediction(value) for value in mean_of_models(scores)]
+
+
+def names_of(model: Ensemble) -> str:
+    """The folder of the model, or those of an ensemble."""
+    names = ", ".join(member.name for member in model.members)
+    return names if len(model.members) == 1 else f"the mean of {len(model.members)} models: {names}"

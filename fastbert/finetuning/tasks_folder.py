@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import LINE, UserError
+from fastbert.errors import LINE, UserError, about
 from fastbert.files import atomic_file, contents
 from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
 from fastbert.finetuning.table import Summary, glue_lines, glue_table, with_ensembles
 from fastbert.finetuning.tasks import is_glue, open_task
-from fastbert.outputs import check_output_folder
+from fastbert.inheritance import read_yaml
+from fastbert.outputs import check_output_folder, refuse_other_job
 
 TABLE, OPTIONS = "glue.md", "config.yaml"
 """Files in --out, next to the folders of the tasks."""
@@ -20,21 +21,47 @@ TABLE, OPTIONS = "glue.md", "config.yaml"
 
 def write_table(requested: FinetuneOptions, parts: list[FinetuneOptions]) -> None:
     """Writes and prints the results of all tasks."""
-    path, rows = Path(requested.out) / TABLE, table_rows(requested.start, [Path(options.out) for options in parts])
+    mixture, path = requested.mixture, Path(requested.out) / TABLE
+    name = f"{requested.start}, tasks together" if mixture.together and len(parts) > 1 else requested.start
+    rows = table_rows(name, [Path(options.out) for options in parts])
+    note = "" if mixture.target is None else f"The best epoch is that of {mixture.target}.\n"
     with atomic_file(path, "w") as file:
-        file.write(glue_table(rows, requested.seeds))
-    print(f"{glue_lines(rows, requested.seeds)}\n\n  {path}")
+        file.write(glue_table(rows, requested.seeds) + note)
+    print(f"{glue_lines(rows, requested.seeds)}\n{note}\n  {path}")
 
 
-def check_tasks_folder(out: Path) -> None:
-    """Raises a UserError if `out` cannot be written, or contains anything other than the results of several tasks."""
+def check_tasks_folder(requested: FinetuneOptions) -> None:
+    """Raises a UserError if --out cannot be written, or contains anything other than the results of several tasks that
+    were trained in the same way: together, in stages, or independently."""
+    out = Path(requested.out)
     check_output_folder(out)
     if not out.is_dir():
         return
+    refuse_other_job(out, "finetune")
     if (out / "manifest.json").is_file():
         raise UserError(f"{out} holds the results of one task; choose another --out for several")
-    if not (out / "config.yaml").is_file() and contents(out):
-        raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
+    if not (out / OPTIONS).is_file():
+        if contents(out):
+            raise UserError(f"{out} is not empty and holds no results of fastbert finetune; choose another --out")
+        return
+    try:
+        values, _ = read_yaml(out / OPTIONS)
+    except UserError:  # damaged: it is written anew
+        return
+    if not isinstance(values, dict) or "together" not in values:
+        return
+    before, now = way(values), way(vars(requested.mixture))
+    if before != now:
+        raise UserError(
+            f"{out} holds the results of tasks that were trained {before}; choose another --out to train them {now}"
+        )
+
+
+def way(options: Mapping[str, Any]) -> str:
+    """Description of how several tasks are trained with these options, to follow "trained"."""
+    if options.get("together"):
+        return "with --together"
+    return "independently" if options.get("stages") is None else "with --stages"
 
 
 def each_task(
@@ -73,9 +100,10 @@ def each_task(
         except UserError as error:
             problems[name] = str(error)
     if problems:
-        lines = LINE.join(f"{name}: {problem}" for name, problem in problems.items())
+        lines = LINE.join(about(name, problem) for name, problem in problems.items())
         rest = ",".join(name for name in names if name not in problems)
-        remedy = f"{LINE}Fix that, or train the others: --task {rest}" if rest else ""
+        option = "--task" if requested.mixture.stages is None else "--stages"
+        remedy = f"{LINE}Fix that, or train the others: {option} {rest}" if rest else ""
         raise UserError(f"{len(problems)} of {len(names)} tasks cannot be trained:{LINE}{lines}{remedy}")
     if requested.symmetric and not any(options.symmetric for options in parts.values()):
         raise UserError("the order of the texts matters in all of these tasks: leave --symmetric out")

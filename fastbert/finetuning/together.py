@@ -21,15 +21,20 @@ from fastbert.finetuning.finetune import check_same_on_all_ranks, finetune, remo
 from fastbert.finetuning.folder import check_other_files, check_results_folder, open_folder, write_options
 from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.results import finished, seed_folder, write_results
+from fastbert.finetuning.results import Company, finished, seed_folder, write_results
 from fastbert.finetuning.seed import Part, Training, train_seed
-from fastbert.finetuning.setup import FinetuneSetup, describe_finetuning, open_encoder, prepare_finetuning
+from fastbert.finetuning.setup import (
+    FinetuneSetup,
+    check_schedule,
+    describe_finetuning,
+    open_encoder,
+    prepare_finetuning,
+)
 from fastbert.finetuning.tasks import task_names
 from fastbert.finetuning.tasks_folder import check_tasks_folder, each_task, write_table
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
 from fastbert.training.interrupts import Interrupts
-from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.world import World
 
 THEN_SINGLE = "then-single"
@@ -78,6 +83,8 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
     tasks = world.first_before_others(lambda: prepare_together(requested, world))
     for warning in dict.fromkeys(warning for setup in tasks.setups for warning in setup.warnings):
         echo(warning)
+    for name in (name for name, weight in tasks.weights.items() if not weight):
+        echo(f"{name} has weight 0: it is not trained, and its results are those of a new head")
     described = [tasks.describe(setup) for setup in tasks.setups]
     check_same_on_all_ranks({"tasks": described}, world)
     world.connect(tasks.setups[0].device)
@@ -99,7 +106,7 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
             for setup, each in zip(tasks.setups, results, strict=True):
                 folder = Path(setup.options.out)
                 others = [other.task.name for other in tasks.setups if other is not setup]
-                found = ({1.0: each}, setup.labels, setup.slices, others)
+                found = ({1.0: each}, setup.labels, setup.slices, Company(others, tasks.target))
                 write_results(setup.options, setup.task, setup.precision, folder, *found)
             write_table(requested, [setup.options for setup in tasks.setups])
     return train_alone(tasks, world) if requested.mixture.then_single else 0
@@ -108,7 +115,7 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
 def check_request(requested: FinetuneOptions) -> None:
     """Raises a UserError if model, tasks or --out cannot be used."""
     requested.check_inputs()
-    check_tasks_folder(Path(requested.out))
+    check_tasks_folder(requested)
 
 
 def prepare_together(requested: FinetuneOptions, world: World) -> Together:
@@ -143,8 +150,7 @@ def prepare_together(requested: FinetuneOptions, world: World) -> Together:
         "mixture": requested.mixture,
     }
     setups = {name: replace(setup, options=replace(setup.options, **common)) for name, setup in setups.items()}
-    batches = sum(-(-len(setup.train) // requested.batch_size) for name, setup in setups.items() if weights[name])
-    learning_rate_factor(requested.schedule, 0, common["epochs"] * batches)  # refuses a warm-up that is too long
+    check_schedule([setup for name, setup in setups.items() if weights[name]])
     tasks = Together(list(setups.values()), weights, requested)
     for setup in tasks.setups:
         if Path(setup.options.out).is_dir():
@@ -180,12 +186,12 @@ def train_alone(tasks: Together, world: World) -> int:
             setup.options,
             **given,
             mixture=MixtureOptions(),
-            model=str(seed_folder(shared, 1.0, seeds[0])),
-            init_from=None,
             out=str(Path(requested.out) / THEN_SINGLE / setup.task.name),
         )
         echo(f"{setup.task.name} alone, from the shared encoder")
-        code = finetune(options, world, {seed: seed_folder(shared, 1.0, seed) for seed in seeds})
+        names = " and ".join(each.task.name for each in tasks.setups)
+        after = [f"{names} together"] if len(tasks.setups) > 1 else [names]
+        code = finetune(options, world, {seed: seed_folder(shared, 1.0, seed) for seed in seeds}, after)
         if code:
             return code
     return 0

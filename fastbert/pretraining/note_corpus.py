@@ -13,6 +13,7 @@ from fastbert.data.shards import SPLITS, Dataset
 from fastbert.errors import UserError
 from fastbert.model.note_dictionary import NoteDictionary
 from fastbert.model.options import NoteDictionaryOptions
+from fastbert.progress import amount
 from fastbert.training.hardware import memory
 from fastbert.training.splits import NEW, OLD
 
@@ -62,8 +63,8 @@ class NoteCorpus:
         for where in dict.fromkeys((torch.device("cpu"), device)):  # initialized on the CPU, then moved
             if size > (free := memory(where)[0]):
                 raise UserError(
-                    f"a note dictionary of {self.words:,} words, width {width}, takes {size / 1e9:.2f} GB, and {where} "
-                    f"has {free / 1e9:.2f} GB left: lower --notes.fraction, narrow --notes.min-count to "
+                    f"a note dictionary of {self.words:,} words, width {width}, takes {amount(size, 'B')}, and {where} "
+                    f"has {amount(free, 'B')} left: lower --notes.fraction, narrow --notes.min-count to "
                     "--notes.max-count, or lower --width"
                 )
         return NoteDictionary(self.options, self.words, width, seed, self.frequencies)

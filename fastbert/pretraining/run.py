@@ -19,7 +19,7 @@ from fastbert.errors import LINE, UserError
 from fastbert.files import LOCK, atomic_file, atomic_folder, contents, disk_errors
 from fastbert.inputs import read_or_problem
 from fastbert.model.options import EncoderOptions
-from fastbert.outputs import check_output_folder
+from fastbert.outputs import check_output_folder, refuse_other_job
 from fastbert.pretraining.misplaced import usage_hint
 from fastbert.pretraining.options import SINGLE_CALL_OPTIONS, PretrainOptions
 from fastbert.ranges import text_problem
@@ -158,6 +158,7 @@ def new_folder(out: str | None, name: str) -> RunFolder:
         with disk_errors(out):
             exists = run.exists()
         if exists:
+            refuse_other_job(out, "pretrain")
             what = "a run" if run.config.exists() else "other files"
             raise UserError(f"{out} already contains {what}; resume it with --resume {out}, or choose another --out")
     else:

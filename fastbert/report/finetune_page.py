@@ -28,11 +28,12 @@ def write_results_page(out: Path, results: Mapping[str, Any], metrics: Mapping[i
         UserError: the file cannot be written.
     """
     largest = max(results["fractions"], key=lambda part: part["fraction"])
+    trained = f", trained{others}" if (others := other_tasks(results)) else ""
     body = [
         heading("Results"),
         results_table(results).html(),
         paragraph(
-            f"Model `{results['model']}`{_together(results)}. Metrics on dev at the best epoch, over the seeds; std is "
+            f"Model `{results['model']}`{trained}. Metrics on dev at {best_epoch(results)}, over the seeds; std is "
             "the sample standard deviation. `last epoch` is the median without the selection of an epoch, which uses "
             "the same dev split. "
             "`ensemble` is the mean of the scores of all seeds, each at its best epoch, as one prediction."
@@ -49,9 +50,20 @@ def write_results_page(out: Path, results: Mapping[str, Any], metrics: Mapping[i
         file.write(html_page(f"Fine-tuning on {results['task']}", "\n".join(body)))
 
 
-def _together(results: Mapping[str, Any]) -> str:
-    others = results.get("together_with", [])
-    return f", trained together with {' and '.join(others)}" if others else ""
+def other_tasks(results: Mapping[str, Any]) -> str:
+    """The other tasks that the encoder learned, to follow a noun: " together with a and b, after c"; empty for none."""
+    parts = []
+    if together := results.get("together_with"):
+        parts.append(f" together with {' and '.join(together)}")
+    if after := results.get("after"):
+        parts.append(f" after {', then '.join(after)}")
+    return ",".join(parts)
+
+
+def best_epoch(results: Mapping[str, Any]) -> str:
+    """The epoch of the figures, in words."""
+    target = results.get("target", results["task"])
+    return "the best epoch" if target == results["task"] else f"the best epoch of {target}"
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -134,6 +146,7 @@ def _curves(metric: str, paths: Mapping[int, Path]) -> str:
         return warning("Without curves: metrics.jsonl has no records of epochs.")
 
     def plot(panels: Sequence[Any]) -> None:
+        panels[0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         for name, points in lines.items():
             panels[0].plot(*zip(*points, strict=True), "o-", markersize=3.5, label=name)
 

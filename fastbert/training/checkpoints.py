@@ -29,7 +29,7 @@ from torch import Tensor
 from fastbert.errors import UserError, brief
 from fastbert.files import atomic_folder, disk_errors, make_inner_folder, remove, remove_leftovers
 from fastbert.inputs import UnreadableError, input_errors, open_input
-from fastbert.progress import progress
+from fastbert.progress import amount, progress
 from fastbert.records import COUNT, check, finite_or_none, parse_json, read_json, seal_of
 from fastbert.training.finite import NotFiniteError, require_finite
 from fastbert.training.tensors import read_tensors
@@ -265,7 +265,7 @@ def check_space(
     free = free_space(folder)
     if free < bytes_needed:
         raise UserError(
-            f"{what} {bytes_needed / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB left; "
+            f"{what} {amount(bytes_needed, 'B')} and the disk of {folder} has {amount(free, 'B')} left; "
             f"free up space, choose another folder, or {remedy}"
         )
 

@@ -32,7 +32,7 @@ def warmup_steps(options: ScheduleOptions, steps: int) -> int:
     """
     warmup = _steps(options.warmup, steps)
     if warmup > steps:
-        raise UserError(f"a warm-up of {warmup} steps does not fit a run of {steps}; lower warmup or raise steps")
+        raise UserError(f"a warm-up of {warmup} steps does not fit a run of {steps}; lower warmup or train longer")
     if options.name == "wsd" and warmup + decay_steps(options, steps) > steps:
         raise UserError(
             f"a warm-up of {warmup} and a decay of {decay_steps(options, steps)} steps do not fit a run of {steps}; "

@@ -5,10 +5,12 @@ import gzip
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -205,6 +207,17 @@ def test_a_label_must_be_a_number(tmp_path: Path, word: Any) -> None:
     problem = "is not a number" if word in ("good", True, ["1"]) else "is neither a finite number nor a class"
     with pytest.raises(UserError, match=rf"t\.jsonl, line 2: the label .* {problem}"):
         open_task("mine", custom=CustomTaskOptions(dev=path, kind="number")).examples("dev")
+
+
+@pytest.mark.parametrize("column", ["label", "soft"])
+def test_a_number_that_float32_cannot_square(tmp_path: Path, column: str) -> None:
+    """The loss is its square, and the norm of the gradient the square of about its size."""
+    for size, refused in ((1e15, False), (-1e15, False), (1.01e15, True), (-1e39, True)):
+        path = write_own(tmp_path / "t.jsonl", [{"text": "a", column: 1}, {"text": "b", column: size}])
+        options = CustomTaskOptions(train=path, kind="number", soft="soft" if column == "soft" else None)
+        with pytest.raises(UserError, match=r"line 2: .* is not from -1e\+15 to") if refused else nullcontext():
+            found = open_task("mine", custom=options).examples("train")[1].label
+            assert np.isfinite(np.float32(found) ** 2 * 2**20)
 
 
 def test_a_label_that_train_does_not_have(tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ def test_triplets_needs_three_functions_that_vote_together() -> None:
     with pytest.raises(UserError, match="three or more"):
         fit("triplets", votes[:, :2], 2, None)
     votes[50:, 0] = votes[:50, 1:] = ABSTAIN
-    with pytest.raises(UserError, match="function 1 votes together with no two others"):
-        fit("triplets", votes, 2, None)
+    with pytest.raises(UserError, match="function one votes together with no two others"):
+        fit("triplets", votes, 2, None, ["one", "two", "three"])
 
 
 @pytest.mark.parametrize("name", ["majority", "em"])

@@ -203,7 +203,9 @@ def test_refusals(tuned, bert, words, pairs, tmp_path, capsys) -> None:
     words_model = ["--model", str(tuned["words"]), "--source", str(source)]
     assert main(["predict", *words_model, "--out", str(tmp_path)]) == 2
     assert "is a folder; give --out a file in it" in capsys.readouterr().err
-    for what, read in ((words_model[2:], source), (words, Path(words[words.index("--custom.train") + 1]))):
+    weights = next(Path(tuned["words"]).rglob("model.safetensors"))
+    train = Path(words[words.index("--custom.train") + 1])
+    for what, read in ((words_model[2:], source), (words, train), (words_model[2:], weights)):
         before = read.read_bytes()
         assert main(["predict", *words_model[:2], *what, "--out", str(read)]) == 2
         assert f"{read} is an input of this command" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.slice_figures import ALL, slice_figures, wilson
 from fastbert.finetuning.slices import Slice, load_slices, masks
-from fastbert.finetuning.tasks import Task
-from tests.finetuning.conftest import finetune, make_glue, make_task, results
+from fastbert.finetuning.tasks import Task, open_task
+from tests.finetuning.conftest import finetune, make_glue, make_task, results, write_rows
 from tests.finetuning.test_resume import Killed, bytes_of, killed
 from tests.finetuning.test_tokens import make_sentences
 from tests.flags import main
@@ -58,6 +58,8 @@ def test_conditions(one: Slice, inside: Example, outside: Example) -> None:
             "slices: [{name: a, pattern: '(b'}]",
             "is not a regular expression: missing ), unterminated subpattern at",
         ),
+        ("slices: [{name: a, pattern: 'b{9999999999}'}]", "the slice a: the pattern 'b{9999999999}' is not a regular"),
+        ("slices: [{name: all examples, min_words: 3}]", "name is all examples, which tables have without a slice"),
         ("slices: [{name: a, column: x}]", "column and equals belong together"),
         ("slices: [{name: a, min_words: 3, max_words: 2}]", "the minimum 3 is above the maximum 2"),
         ("slices: [{name: a, min_words: 1}, {name: a, max_words: 2}]", "two slices are called a"),
@@ -76,9 +78,13 @@ def test_invalid_slices_are_refused(tmp_path: Path, yaml: str, message: str) -> 
     assert message in str(error.value) and "s.yaml" in str(error.value)
 
 
-def test_slices_without_examples_or_for_pairs_only_are_refused() -> None:
+def test_slices_without_examples_or_column_or_for_pairs_only_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="the slice long has none of the 1 examples of dev"):
         masks([Slice("long", min_words=9)], [example("a b")], "dev")
+    write_rows(tmp_path / "t.jsonl", [{"text": "a", "label": "x"}, {"text": "a", "label": "y"}])
+    (tmp_path / "t.yaml").write_text("train: t.jsonl\nslices: [{name: a, column: source, equals: news}]")
+    with pytest.raises(UserError, match=r"has no column 'source'; known: label, text; .* and those of the slices"):
+        open_task(str(tmp_path / "t.yaml"))
     with pytest.raises(UserError, match="the slice alike compares the two texts of a pair, and dev has single texts"):
         masks([Slice("alike", min_shared=0.5)], [example("a b")], "dev")
 

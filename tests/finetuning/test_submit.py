@@ -99,6 +99,16 @@ def test_models_override_results(trained, glue, tmp_path) -> None:
         assert answers(out, file) == predicted(model, name, split, glue, tmp_path / "p.jsonl")
 
 
+def test_an_ensemble_answers_as_in_predict(trained, glue, tmp_path, capsys) -> None:
+    out, seeds = tmp_path / "glue.zip", [trained / "stsb" / f"seed-{seed}" for seed in (0, 1)]
+    pair = ",".join(map(str, seeds))
+    assert submit("--models", f"stsb={pair}", "--glue-dir", glue, "--out", out, "--fill") == 0
+    assert f"the mean of 2 models: {seeds[0]}, {seeds[1]}" in capsys.readouterr().out
+    answered = answers(out, "STS-B.tsv")
+    assert answered == predicted(pair, "stsb", "test", glue, tmp_path / "p.jsonl")
+    assert all(answered != predicted(one, "stsb", "test", glue, tmp_path / "p.jsonl") for one in seeds)
+
+
 def test_a_missing_test_split_is_filled_only_on_request(trained, glue, tmp_path, capsys) -> None:
     part = tmp_path / "part"
     make_glue(part, ["mnli", "rte"], test=ROWS)
@@ -133,6 +143,11 @@ def test_refusals(bert, trained, glue, tmp_path, capsys) -> None:
     refuses("--models takes task=folder", "--models", "rte", "--out", out)
     refuses("unknown GLUE task 'rt'; did you mean 'rte'?", "--models", f"rt={rte}", "--out", out)
     refuses("two models for rte", "--models", f"rte={rte}", f"rte={rte}", "--out", out)
+    stsb = trained / "stsb" / "seed-0"
+    refuses("with a space between them: put one before 'stsb=", "--models", f"rte={rte},stsb={stsb}", "--out", out)
+    refuses("there is no folder nothing", "--models", f"rte={rte},nothing", "--out", out)
+    refuses("these models cannot be averaged", "--models", f"rte={rte},{stsb}", "--out", out)
+    refuses("is given twice", "--models", f"rte={rte},{trained / 'rte'}", "--out", out, "--fill")
     refuses("is not a fine-tuned model", "--models", f"rte={bert}", "--out", out, "--fill")
     refuses("was trained on rte, not on qnli", "--models", f"qnli={rte}", "--out", out, "--fill", where=tmp_path)
     refuses("holds no test split of rte", "--models", f"rte={rte}", "--out", out, "--fill", where=tmp_path)

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,22 +13,29 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.data.tokenizer import WordPiece
+from fastbert.errors import UserError
 from fastbert.finetuning import task_epochs
+from fastbert.finetuning.affinity import affinity
 from fastbert.finetuning.batches import encode
+from fastbert.finetuning.folder import check_other_files, write_options
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.loop import Tuner
 from fastbert.finetuning.mixture import MixedStream
+from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.model import new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.rows import Example
 from fastbert.finetuning.saved import load_encoder, load_task_model
 from fastbert.finetuning.seed import Epochs
 from fastbert.finetuning.stream import SingleTaskStream
+from fastbert.finetuning.tasks_folder import check_tasks_folder
 from fastbert.finetuning.together import prepare_together
+from fastbert.finetuning.weak.weak_label import check_earlier
 from fastbert.flags import parse
+from fastbert.pretraining.run import new_folder
 from fastbert.randomness import permute
 from fastbert.training.world import ONE_PROCESS
-from tests.finetuning.conftest import FAST, FILLERS, WORDS, finetune, make_glue, make_task, results
+from tests.finetuning.conftest import FAST, FILLERS, WORDS, finetune, make_glue, make_task, results, write_rows
 from tests.finetuning.test_resume import Killed, bytes_of, killed
 from tests.finetuning.test_tokens import make_sentences
 from tests.finetuning.tune_ranks import command
@@ -171,6 +180,7 @@ def test_each_task_leaves_what_it_leaves_alone(bert, tasks, mixed, capsys) -> No
         metric, value = results(mixed / name)["metrics"][0], seed["best"]["dev"]["dev"]
         assert f"{metric} {value[metric]:.4f}" in capsys.readouterr().err
         assert results(mixed / name)["together_with"] == sorted({*tasks} - {name})
+        assert json.loads((mixed / name / "manifest.json").read_text())["job"] == "finetune"
         assert "trained together with" in (mixed / name / "report.html").read_text()
     assert "pairs" in (mixed / "glue.md").read_text()
 
@@ -203,11 +213,14 @@ def test_one_task_together_is_a_fine_tuning_to_the_bit(bert, tasks, tmp_path) ->
     assert scores[0] == scores[1]
 
 
-def test_the_order_of_the_tasks_changes_nothing_and_weight_0_leaves_a_head_alone(bert, tasks, mixed, tmp_path) -> None:
+def test_the_order_of_tasks_changes_nothing_and_weight_0_leaves_a_head_alone(
+    bert, tasks, mixed, tmp_path, capsys
+) -> None:
     assert together(bert, tasks, "pairs numbers words tagging", tmp_path / "order") == 0
     for name in tasks:
         assert bytes_of_task(tmp_path / "order" / name) == bytes_of_task(mixed / name)
     assert together(bert, tasks, "pairs numbers words", tmp_path / "w", "--weights", "numbers=0,pairs=2") == 0
+    assert re.findall("(.*) has weight 0: it is not trained", capsys.readouterr().err) == ["numbers"]
     rows = (tmp_path / "w" / "seed-0" / "metrics.jsonl").read_text().splitlines()
     assert len([row for row in rows if json.loads(row)["split"] == "train"]) == 2 * (5 + 3)  # no steps of numbers
     kinds = {name: load_task_model(tmp_path / "w" / name / "seed-0").record.kind for name in ("numbers", "words")}
@@ -257,7 +270,7 @@ def test_two_processes_equal_one(bert, tasks, mixed, tmp_path) -> None:
         assert max((models[0][key] - models[1][key]).abs().max().item() for key in models[1]) < 1e-4
 
 
-def test_the_target_chooses_the_epoch_and_is_trained_on_alone(bert, tasks, tmp_path) -> None:
+def test_the_target_chooses_the_epoch_and_is_trained_on_alone(bert, tasks, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     more = ("--target", "numbers", "--then-single", "--epochs", "3", "--seeds", "2")
     assert together(bert, tasks, "pairs numbers", out, *more) == 0
@@ -269,6 +282,13 @@ def test_the_target_chooses_the_epoch_and_is_trained_on_alone(bert, tasks, tmp_p
     assert len(results(single)["fractions"][0]["seeds"]) == 2
     models = json.loads((single / "manifest.json").read_text())["science"]["model"]
     assert models["0"] != models["1"]
+    printed, whose = capsys.readouterr().out, "dev at the best epoch of numbers"
+    assert f"pairs together with numbers, {bert}: {whose}" in printed and "is that of numbers.\n" in printed
+    assert f"numbers together with pairs, {bert}: dev at the best epoch, over" in printed
+    assert f"numbers after numbers and pairs together, {bert}: dev at the best epoch, over" in printed
+    assert results(out / "pairs")["target"] == "numbers" and results(single)["after"] == ["numbers and pairs together"]
+    assert "Metrics on dev at the best epoch of numbers, " in (out / "pairs" / "report.html").read_text()
+    assert f"| {bert}, tasks together " in (out / "glue.md").read_text()
 
 
 def test_stages_start_from_the_stage_before(bert, tasks, tmp_path, capsys) -> None:
@@ -282,6 +302,14 @@ def test_stages_start_from_the_stage_before(bert, tasks, tmp_path, capsys) -> No
     stage, by_hand = (load_file(path / "seed-1" / "model" / "model.safetensors")
                       for path in (out / "2-pairs", tmp_path / "by-hand"))  # fmt: skip
     assert all(torch.equal(stage[name], by_hand[name]) for name in by_hand)
+    assert f"pairs after words, {bert}: dev" in capsys.readouterr().out and results(out / "2-pairs")["after"] == [
+        "words"
+    ]
+    assert "</code>, trained after words." in (out / "2-pairs" / "report.html").read_text()
+    (tmp_path / "no-train.yaml").write_text(f"dev: {tmp_path}/dev.jsonl\nlabels: a,b\n")
+    write_rows(tmp_path / "dev.jsonl", [{"text": "a", "label": "a"}])
+    assert finetune(bert, ["--stages", f"{tasks['words']},{tmp_path}/no-train.yaml"], tmp_path / "none") == 2
+    assert f"train the others: --stages {tasks['words']}\n" in capsys.readouterr().err
     before = (out / "2-pairs" / "results.json").read_bytes()
     assert finetune(bert, stages, out, *SHORT, "--seeds", "2") == 0
     assert (out / "2-pairs" / "results.json").read_bytes() == before
@@ -290,10 +318,12 @@ def test_stages_start_from_the_stage_before(bert, tasks, tmp_path, capsys) -> No
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--together", "--target", "rte"], r"target names 'rte', which is not among the tasks"),
-        (["--together", "--weights", "words=1,cola=2"], r"weights names 'cola', which is not among the tasks"),
+        (["--together", "--target", "rte"], "--target names 'rte', which is not one of the tasks"),
+        (["--together", "--target", "WORDS"], "did you mean 'words'?"),
+        (["--together", "--weights", "words=1,cola=2"], "--weights names 'cola', which is not one of the tasks"),
         (["--together", "--weights", "words=0,pairs=0"], "weights are all 0"),
         (["--together", "--weights", "words=-1"], "weights must be task=weight"),
+        (["--together", "--weights", "words=1e7"], "with weights from 0 to 1e+06"),
         (["--together", "--weights", "words=1,words=2"], "weights has two weights for words"),
         (["--together", "--weights", "words=0", "--target", "words"], "weights has 0 for the target words"),
         (["--together", "--temperature", "0.5"], "temperature"),
@@ -308,6 +338,37 @@ def test_what_cannot_be_done_is_refused(bert, tasks, tmp_path, capsys, more, mes
     files = f"{tasks['words']},{tasks['pairs']}"
     assert finetune(bert, ["--task", files], tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_tasks_that_were_trained_in_another_way_is_refused(tmp_path) -> None:
+    ways = {
+        "with --together": MixtureOptions(together=True),
+        "with --stages": MixtureOptions(stages="a,b"),
+        "independently": MixtureOptions(),
+    }
+    for before, mixture in ways.items():
+        out = tmp_path / before
+        out.mkdir()
+        write_options(out, FinetuneOptions(out=str(out), mixture=mixture))
+        for now, other in ways.items():
+            problem = pytest.raises(UserError, match=f"were trained {before}; choose another --out to train them {now}")
+            with nullcontext() if now == before else problem:
+                check_tasks_folder(FinetuneOptions(out=str(out), mixture=other))
+
+
+@pytest.mark.parametrize("job", ["pretrain", "finetune", "affinity", "weak-label"])
+def test_the_folder_of_another_command_is_refused(tmp_path, job) -> None:
+    (tmp_path / "manifest.json").write_text('{"sessions": []}' if job == "pretrain" else f'{{"job": "{job}"}}')
+    checks = {
+        "pretrain": lambda: new_folder(str(tmp_path), "x"),
+        "finetune": lambda: check_other_files(tmp_path),
+        "affinity": lambda: affinity.check_other_files(tmp_path),
+        "weak-label": lambda: check_earlier(tmp_path),
+    }
+    for name, check in checks.items():
+        if name != job:
+            with pytest.raises(UserError, match=f"holds the output of fastbert {job}; choose another --out"):
+                check()
 
 
 def test_the_warm_up_is_compared_with_the_steps_of_all_tasks(bert, tasks, tmp_path, capsys) -> None:

@@ -4,16 +4,20 @@ import json
 import math
 import random
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fastbert.errors import UserError
 from fastbert.finetuning.batches import training_order
 from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.entities import entity_errors
 from fastbert.finetuning.kinds.tokens import Tokens
+from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.model import TaskModel, new_task_model
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.saved import TaskRecord, load_encoder, load_task_model, save_task_model
@@ -21,7 +25,10 @@ from fastbert.finetuning.scoring import encode_inputs, predict_scores
 from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
 from fastbert.finetuning.task_heads import TokenHead
 from fastbert.finetuning.tasks import open_task
+from fastbert.finetuning.together import prepare_together
 from fastbert.training.logbook import read_metrics
+from fastbert.training.options import ScheduleOptions
+from fastbert.training.world import ONE_PROCESS
 from tests.finetuning.conftest import finetune, results, tiny_config
 from tests.flags import main
 
@@ -237,3 +244,18 @@ def test_a_model_of_texts_writes_no_columns(bert, words, tmp_path, capsys) -> No
     model = str(tmp_path / "out" / "seed-0")
     assert main(["predict", "--model", model, "--source", words[5], "--out", str(tmp_path / "a.conll")]) == 2
     assert "does not label words; write .jsonl" in capsys.readouterr().err
+
+
+def test_the_warm_up_is_compared_with_the_steps_on_windows(bert, tmp_path) -> None:
+    """Two texts of three windows each are two batches of three."""
+    long = "\n".join(f"{'good' if number % 7 else 'bads'}\tB-x" for number in range(60))
+    (tmp_path / "train.conll").write_text(f"{long}\n\n{long}\n")
+    (tmp_path / "task.yaml").write_text(f"kind: tokens\ntrain: {tmp_path}/train.conll\ndev: {tmp_path}/train.conll\n")
+    given = {"model": str(bert), "epochs": 1, "batch_size": 3, "task": str(tmp_path / "task.yaml")}
+    given["out"] = str(tmp_path / "out")
+    for warmup, expected in ((2.0, nullcontext()), (3.0, pytest.raises(UserError, match="does not fit a run of 2;"))):
+        options = FinetuneOptions(**given, schedule=ScheduleOptions(warmup=warmup))
+        with expected:
+            prepare_finetuning(options)
+        with expected:
+            prepare_together(replace(options, mixture=MixtureOptions(together=True)), ONE_PROCESS)

@@ -79,7 +79,9 @@ def test_predictions_vote_if_they_are_sure(tmp_path) -> None:
         ("keywords: {bad: [no, not]}", "keywords has False, which is not a text; put it in quotes"),
         (f"keywords: {{bad: {'x' * 300}}}", "word list x+.* too long"),
         ("keywords: [good]", "mapping from labels"),
-        ("regex: {good: '('}", "pattern '\\(' is invalid"),
+        ("regex: {good: '('}", "pattern '\\(' is not a regular expression: missing \\), .* at character 1"),
+        ("regex: {good: 'a{9999999999}'}", "is not a regular expression: the repetition number is too large"),
+        ("regex: {good: ''}", "regex has an empty text; leave it out"),
         ("{regex: {good: x}, column: c}", "exactly one of"),
         ("{regex: {good: x}, score: sum}", "unknown key 'score'"),
         ("lexicon: l.tsv", "needs above"),
@@ -185,28 +187,42 @@ def test_weak_labels_train_a_model(task, tmp_path, bert, capsys, monkeypatch) ->
     rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert rows and all(row["label"] == LABELS[int(np.argmax(row["soft"]))] and row["weight"] == 1.0 for row in rows)
     assert len(rows) == 60 and {*yaml.safe_load((out / "task.yaml").read_text())} >= {"train", "dev", "soft", "weight"}
+    assert json.loads((out / "manifest.json").read_text())["job"] == "weak-label"
     assert (out / "table.png").stat().st_size > 1000 and "| words |" in (out / "table.md").read_text()
     assert weak_label(task, out, "--combine", "majority", "--balance", "0.5,0.5") == 0  # replaces the folder
     assert json.loads((out / "table.json").read_text())["used"] == "majority"
+    assert "gets the label" not in capsys.readouterr().err
+    (tmp_path / "one.yaml").write_text("functions: {words: {keywords: {good: [good]}}}")
+    assert weak_label(task, tmp_path / "one", "--functions", str(tmp_path / "one.yaml")) == 0
+    assert "no training example gets the label bad" in capsys.readouterr().err
     tuned = tmp_path / "tuned"
     assert finetune(bert, ["--task", str(out / "task.yaml")], tuned, "--epochs", "1") == 0
     assert results(tuned)["task"] == "mine-weak"
 
 
 def test_majority_is_used_if_no_model_is_more_accurate() -> None:
-    votes = np.array([[0, 0, 0], [1, 1, 1]] * 10)
-    model, figures, _ = choose_model("best", {"train": votes, "dev": votes}, votes[:, 0], 2, np.array([0.5, 0.5]))
+    votes, balance = np.array([[0, 0, 0], [1, 1, 1]] * 10), np.array([0.5, 0.5])
+    model, figures, _ = choose_model("best", {"train": votes, "dev": votes}, votes[:, 0], 2, balance, "abc")
     assert model.name == "majority" and [figure["dev_accuracy"] for figure in figures] == [1.0, 1.0, 1.0]
+    votes[::2, 0] = votes[1::2, 1] = ABSTAIN
+    messages = choose_model("best", {"train": votes, "dev": votes}, votes[:, 2], 2, balance, "abc")[2]
+    assert messages[0].startswith("not fitted: triplets: function a votes together with no two others")
 
 
 def test_user_errors_are_found_before_anything_is_written(task, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     (tmp_path / "never.py").write_text("def never(row):\n    return None\n")
+    (tmp_path / "never.yaml").write_text("functions:\n  a: {regex: {bad: a}}\n  mine: {regex: {good: zz}}\n")
+    one = {"index": 0, "label": "good", "probabilities": {"good": 1}}
+    write_rows(tmp_path / "p.jsonl", [one])
+    (tmp_path / "short.yaml").write_text("functions:\n  other: {predictions: {train: p.jsonl, dev: p.jsonl}}\n")
     (tmp_path / "twice.py").write_text("def words(row):\n    return 'good'\n")
     (tmp_path / "number.yaml").write_text("{train: t.jsonl, dev: t.jsonl, kind: number}\n")
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": 1}\n')
     for more, words in (
-        (("--run-python", str(tmp_path / "never.py")), "function 'never' votes for no training example"),
+        (("--run-python", str(tmp_path / "never.py")), "never.py: function 'never' votes for none of the 61 training"),
+        (("--functions", str(tmp_path / "never.yaml")), "never.yaml, line 3: function 'mine' votes for none of the 61"),
+        (("--functions", str(tmp_path / "short.yaml")), "short.yaml, line 2: function 'other': "),
         (("--run-python", str(tmp_path / "twice.py")), "both have a function 'words'"),
         (("--balance", "0.2,0.3,0.5"), "has 3 numbers, and the task has 2 labels"),
         (("--balance", "0.2,0.2"), "--balance must be dev, estimate, or positive numbers that sum to 1"),

@@ -222,7 +222,7 @@ def test_refusals(flags, tmp_path, capsys, monkeypatch) -> None:
     assert "no word" in printed and "words occur" in printed and "--notes.min-count" in printed
     monkeypatch.setattr(note_corpus, "memory", lambda device: (1000, 1000))
     printed = refused(flags, tmp_path, capsys)
-    assert "0.00 GB left" in printed and "words, width 32" in printed and "--notes.fraction" in printed
+    assert "has 1.0 kB left" in printed and "words, width 32" in printed and "--notes.fraction" in printed
 
 
 def test_a_source_is_prepared_with_the_requested_range(corpus, tmp_path, monkeypatch, capsys) -> None:

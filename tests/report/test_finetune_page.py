@@ -1,6 +1,7 @@
 """The page of a fine-tuning: its tables are those of results.json, and each seed has a line."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +57,8 @@ def test_the_page(results: dict, tmp_path: Path, capsys) -> None:
     page = Texts(text)
     assert "seed 0, dev" in page.text and "seed 1, dev" in page.text and "svg" in page.tags
     assert "seed 0, other" not in page.text
+    ticks = re.findall(r">\s*(\d[\d.]*)\s*<", text[text.index("<svg") : text.index("</svg>")])
+    assert "2" in ticks and all(float(tick) < 1 for tick in ticks if "." in tick)  # epochs are whole numbers
     assert HOSTILE_NAME in page.text and "script" not in page.tags
     assert "<td>--seeds</td>" in text.split("<details>")[0]
 

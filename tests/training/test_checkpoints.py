@@ -341,8 +341,11 @@ def test_retaining_no_checkpoint_is_refused(tmp_path):
 def test_space_is_checked_before(tmp_path, monkeypatch):
     free_space(monkeypatch, 5_000_000_000)
     check_space(tmp_path / "not" / "yet", 5_000_000_000)
-    with pytest.raises(UserError, match=r"need 5.10 GB and the disk of .*yet has 5.00 GB left"):
+    with pytest.raises(UserError, match=r"need 5\.1 GB and the disk of .*yet has 5\.0 GB left"):
         check_space(tmp_path / "not" / "yet", 5_100_000_000)
+    free_space(monkeypatch, 6_000_000)
+    with pytest.raises(UserError, match=r"need 7\.0 MB and the disk of .* has 6\.0 MB left"):
+        check_space(tmp_path, 7_000_000)
 
 
 def test_a_path_without_folders():

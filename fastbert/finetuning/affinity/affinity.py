@@ -29,7 +29,7 @@ from fastbert.finetuning.affinity.results import (
 )
 from fastbert.finetuning.affinity.run import CHECKPOINTS, train_and_probe
 from fastbert.finetuning.affinity.setup import AffinitySetup, describe_affinity, prepare_affinity
-from fastbert.outputs import check_output_folder
+from fastbert.outputs import JOB, check_output_folder, refuse_other_job
 from fastbert.records import read_sealed, write_sealed
 from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
@@ -76,6 +76,7 @@ def affinity(requested: AffinityOptions, after: Next | None = None) -> int:
 def check_other_files(out: Path) -> None:
     """Raises a UserError if `out` contains files that are not from this job. A process that is killed before it writes
     the manifest leaves config.yaml and the lock."""
+    refuse_other_job(out, "affinity")
     if not out.is_dir() or (out / MANIFEST).is_file():
         return
     if contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):
@@ -100,5 +101,5 @@ def open_folder(out: Path, setup: AffinitySetup) -> None:
             )
     with atomic_file(out / "config.yaml", "w") as file:
         file.write(configuration.to_yaml(setup.options))
-    record = {"science": experiment, "model": setup.pretrained.source, "machine": describe_machine()}
+    record = {JOB: "affinity", "science": experiment, "model": setup.pretrained.source, "machine": describe_machine()}
     write_sealed(out / MANIFEST, record)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastbert.config import BOOKKEEPING, MACHINE
-from fastbert.errors import OptionError, UserError
+from fastbert.errors import OptionError, UserError, about
 from fastbert.finetuning.affinity.groups import MOST_TASKS
 from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.glue import check_glue_folder
@@ -84,7 +84,7 @@ class AffinityOptions:
             try:
                 check_task(name, CustomTaskOptions())
             except UserError as error:
-                raise UserError(f"{name}: {error}") from None
+                raise UserError(about(name, error)) from None
         if not 2 <= len(names) <= MOST_TASKS:
             found = f"are {len(names)}" if len(names) > 1 else "is one"
             raise UserError(f"--tasks must name 2 to {MOST_TASKS} tasks, such as mrpc,rte,stsb, and there {found}")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from fastbert.files import remove_leftovers
 from fastbert.finetuning.affinity.probe import Probe, probe
 from fastbert.finetuning.affinity.setup import AffinitySetup
 from fastbert.finetuning.build import build_updater
-from fastbert.finetuning.loop import ADVICE, STATE, Tuner
+from fastbert.finetuning.loop import STATE, Tuner
 from fastbert.finetuning.stream import StreamBatch
 from fastbert.finetuning.tasks import Task
 from fastbert.randomness import row_keys
@@ -28,6 +28,7 @@ from fastbert.training.logbook import Logbook
 from fastbert.training.step import Updater
 
 CHECKPOINTS = "checkpoints"
+ADVICE = ". Try a lower --learning-rate, or --machine.precision fp32"
 PARTS = 10  # of a run, each of which ends with a checkpoint
 _ARRAYS = ("losses", "affinity", "first_order")  # of a `Probe`
 
@@ -51,6 +52,8 @@ _STATE = STATE | {"cost": {"trained": COUNT, "probed": COUNT, "forwards": COUNT,
 @dataclass
 class SteppedTuner(Tuner):
     """A training run of a number of steps, in `PARTS` parts that need not be epochs."""
+
+    advice: ClassVar[str] = ADVICE
 
     total: int = 1
     """Number of steps."""

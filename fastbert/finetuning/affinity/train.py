@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from fastbert.errors import UserError
-from fastbert.finetuning.affinity.run import SteppedTuner, updater_of
+from fastbert.finetuning.affinity.run import ADVICE, SteppedTuner, updater_of
 from fastbert.finetuning.affinity.setup import AffinitySetup, mixed
 from fastbert.finetuning.dev_scores import dev_figures, selection_value
-from fastbert.finetuning.loop import ADVICE
 from fastbert.finetuning.scoring import BATCH, predict_scores
 from fastbert.finetuning.stream import SingleTaskStream
 from fastbert.progress import progress

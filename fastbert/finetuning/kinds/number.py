@@ -10,7 +10,7 @@ from fastbert.errors import UserError, brief
 from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.kinds.kind import TaskKind, not_a_label
 from fastbert.finetuning.rows import Example, Row, number_in
-from fastbert.finetuning.soft_labels import soft_number
+from fastbert.finetuning.soft_labels import check_size, soft_number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +47,7 @@ class Number(TaskKind):
             raise UserError(f"{row.where}: the label {brief(label)} is not a number; fix it{hint}")
         if not math.isfinite(number):
             raise not_a_label(row.where, label)
+        check_size(row.where, f"label {brief(label)}", number)
         return number
 
     def read_soft(self, row: Row) -> float | None:

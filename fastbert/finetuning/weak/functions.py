@@ -14,13 +14,14 @@ Words and patterns are searched in the text, and in the second text of a pair, w
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbert.errors import UserError, brief, nearest
+from fastbert.finetuning.patterns import compile_pattern
 from fastbert.finetuning.rows import number_in
 from fastbert.finetuning.weak.label_models import ABSTAIN
 from fastbert.finetuning.weak.lexicons import best_label, matches, read_lexicon, read_words, vocabulary
@@ -69,11 +70,16 @@ class Function:
     """Column that it reads."""
     predictions: Predictions | None = None
     """Votes that were read from files, instead of `vote`."""
+    where: str = ""
+    """File and line, and a colon, for errors."""
 
     def votes(self, split: str, items: Sequence[Item]) -> np.ndarray:
         """int64 [N]. Raises a UserError if predictions are not those of the items, or Python code fails."""
         if self.predictions is not None:
-            return self.predictions.votes(split, len(items))
+            try:
+                return self.predictions.votes(split, len(items))
+            except UserError as error:
+                raise UserError(f"{self.where}{error}") from None
         return np.fromiter((self.vote(item) for item in items), np.int64, len(items))
 
 
@@ -93,7 +99,8 @@ def read_functions(path: str, labels: Sequence[str]) -> list[Function]:
     for name, spec in values["functions"].items():
         line = _line_of(text, name)
         try:
-            found.append(Reader(name, spec, labels, Path(path).parent).function())
+            function = Reader(name, spec, labels, Path(path).parent).function()
+            found.append(replace(function, where=f"{where}{line}: "))
         except UserError as error:
             raise UserError(f"{where}{line}: function {brief(name)}: {error}") from None
     return found
@@ -166,10 +173,7 @@ class Reader:
         patterns = []
         for label, given in self.by_label(self.spec["regex"], "regex").items():
             for pattern in self.texts([given] if isinstance(given, str) else given, "regex"):
-                try:
-                    patterns.append((label, re.compile(pattern, re.IGNORECASE)))
-                except (re.error, OverflowError, RecursionError) as error:
-                    raise UserError(f"the pattern {brief(pattern)} is invalid: {error}") from None
+                patterns.append((label, compile_pattern(pattern, re.IGNORECASE)))
 
         def vote(item: Item) -> int:
             found = {label for label, pattern in patterns if pattern.search(item.whole)}
@@ -241,7 +245,11 @@ class Reader:
         if not isinstance(given, list) or not given:
             raise UserError(f"{key} needs a list for each label, not {brief(given)}")
         if bad := [one for one in given if _is_no_text(one)]:
-            raise UserError(f"{key} has {brief(bad[0])}, which is not a text; put it in quotes")
+            empty = isinstance(bad[0], str)
+            problem = (
+                "an empty text; leave it out" if empty else f"{brief(bad[0])}, which is not a text; put it in quotes"
+            )
+            raise UserError(f"{key} has {problem}")
         return [str(one) for one in given]
 
     def path(self, name: str) -> Path:

@@ -4,6 +4,7 @@ Shapes: N examples, M functions, K labels. Votes are label ids, `ABSTAIN` for no
 has one accuracy, with its errors uniform over the other labels, and that its abstentions do not depend on the label.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -77,20 +78,21 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float((top[np.arange(len(labels)), labels] / top.sum(axis=1)).mean())
 
 
-def fit(name: str, votes: np.ndarray, labels: int, balance: np.ndarray | None) -> LabelModel:
+def fit(name: str, votes: np.ndarray, labels: int, balance: np.ndarray | None, names: Sequence[str] = ()) -> LabelModel:
     """Fits the label model `name` to the votes [N, M].
 
     Args:
         labels: K.
         balance: [K]; None estimates it: by EM together with the accuracies, by majority from the votes of the
             functions, each label with the same prior, by triplets with one more round of EM.
+        names: of the functions, for errors.
 
     Raises:
         UserError: the model cannot be fitted to these functions.
     """
     if name == "majority":
         return fit_majority(votes, labels, balance)
-    return fit_em(votes, labels, balance) if name == "em" else fit_triplets(votes, labels, balance)
+    return fit_em(votes, labels, balance) if name == "em" else fit_triplets(votes, labels, balance, names)
 
 
 def fit_majority(votes: np.ndarray, labels: int, balance: np.ndarray | None) -> LabelModel:
@@ -126,7 +128,7 @@ def fit_em(votes: np.ndarray, labels: int, balance: np.ndarray | None) -> LabelM
     return model
 
 
-def fit_triplets(votes: np.ndarray, labels: int, balance: np.ndarray | None) -> LabelModel:
+def fit_triplets(votes: np.ndarray, labels: int, balance: np.ndarray | None, names: Sequence[str] = ()) -> LabelModel:
     """Accuracies in closed form for two labels (Fu et al. 2020): with votes of +1 and -1, a_i = E[vote_i y] =
     2 P(correct) - 1 of independent functions satisfies M_ij = E[vote_i vote_j] = a_i a_j, so
     |a_i| = sqrt(|M_ij M_ik / M_jk|), the median over the pairs (j, k). Functions are assumed to be better than chance,
@@ -151,8 +153,10 @@ def fit_triplets(votes: np.ndarray, labels: int, balance: np.ndarray | None) -> 
             if min(together[i, j], together[i, k]) and abs(moments[j, k]) > LEAST_PRODUCT
         ]
         if not squares:
+            function = names[i] if names else i + 1
             raise UserError(
-                f"triplets: function {i + 1} votes together with no two others that agree; combine with majority or em"
+                f"triplets: function {function} votes together with no two others that agree; combine with majority "
+                "or em"
             )
         found.append(min(np.sqrt(np.median(squares)), 2 * SURE - 1))
     accuracies = (1 + np.array(found)) / 2

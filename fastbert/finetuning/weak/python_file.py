@@ -39,7 +39,7 @@ def run_python_file(path: str, labels: Sequence[str]) -> list[Function]:
         sys.dont_write_bytecode = writes
         del sys.modules[MODULE]
     found = [
-        Function(name, vote_of(path, name, value, labels))
+        Function(name, vote_of(path, name, value, labels), where=f"{path}: ")
         for name, value in vars(module).items()
         if isinstance(value, FunctionType) and value.__module__ == MODULE and not name.startswith("_")
     ]
@@ -56,7 +56,8 @@ def vote_of(path: str, name: str, function: Callable[[dict[str, Any]], Any], lab
             found = cell_text(function({"text": item.text, "pair": item.pair}))
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"{path}{line_of(error, path)}: function {name}, at {item.where}: {described(error)}; fix the function"
+                f"{path}{line_of(error, path)}: function {name}, at {item.where}: {described(error)}; fix the "
+                "function, or begin its name with _ if it does not label"
             ) from None
         if found is None:
             return ABSTAIN

@@ -31,7 +31,7 @@ from fastbert.finetuning.weak.label_models import ABSTAIN, MODELS, LabelModel, a
 from fastbert.finetuning.weak.options import FROM_DEV, WeakLabelOptions
 from fastbert.finetuning.weak.python_file import run_python_file
 from fastbert.inputs import read_input
-from fastbert.outputs import check_output_folder, output_folder, resolved
+from fastbert.outputs import JOB, check_output_folder, output_folder, refuse_other_job, resolved
 from fastbert.records import json_text, read_sealed, write_json, write_sealed
 from fastbert.streams import echo
 
@@ -99,15 +99,22 @@ def weak_label(options: WeakLabelOptions) -> None:
         votes[split] = np.stack([function.votes(split, items) for function in functions], axis=1)
     for function, column in zip(functions, votes["train"].T, strict=True):
         if (column == ABSTAIN).all():
-            raise UserError(f"function {brief(function.name)} votes for no training example; fix or remove it")
+            raise UserError(
+                f"{function.where}function {brief(function.name)} votes for none of the {len(column):,} training "
+                "examples; fix or remove it"
+            )
     gold = np.array([example.label for example in texts.dev])
-    table = tables.describe([function.name for function in functions], votes["train"], votes["dev"], gold)
-    model, figures, messages = choose_model(options.combine, votes, gold, len(texts.labels), balance)
+    names = [function.name for function in functions]
+    table = tables.describe(names, votes["train"], votes["dev"], gold)
+    model, figures, messages = choose_model(options.combine, votes, gold, len(texts.labels), balance, names)
     table |= {"labels": list(texts.labels), "dev_split": texts.dev_split, "models": figures, "used": model.name}
     messages = [*tables.warnings(table, votes["train"], texts.labels), *messages]
     rows = labelled_rows(texts, model.probabilities(votes["train"]), (votes["train"] != ABSTAIN).any(axis=1))
     if not rows:
         raise UserError("no training example has a label: all votes are tied; add functions")
+    for label in texts.labels:
+        if all(row[LABEL] != label for row in rows):
+            messages.append(f"no training example gets the label {label}, so a model cannot learn it; add functions")
     with output_folder(out, "train.jsonl", MANIFEST) as folder:
         write_rows(folder / "train.jsonl", rows)
         write_rows(folder / "dev.jsonl", [row_of(texts, example, example.label) for example in texts.dev])
@@ -128,6 +135,7 @@ def weak_label(options: WeakLabelOptions) -> None:
 
 def check_earlier(out: Path) -> None:
     """Raises a UserError if `out` contains files that are not from an earlier call."""
+    refuse_other_job(out, "weak-label")
     if not out.is_dir() or not contents(out):
         return
     if (out / MANIFEST).is_file():
@@ -212,14 +220,19 @@ def open_functions(options: WeakLabelOptions, labels: Sequence[str]) -> list[Fun
 
 
 def choose_model(
-    combine: str, votes: dict[str, np.ndarray], gold: np.ndarray, labels: int, balance: np.ndarray | None
+    combine: str,
+    votes: dict[str, np.ndarray],
+    gold: np.ndarray,
+    labels: int,
+    balance: np.ndarray | None,
+    names: Sequence[str],
 ) -> tuple[LabelModel, list[dict[str, Any]], list[str]]:
     """The label model to use, the figures of all that can be fitted, and messages. For best, the models are compared on
-    dev, the simplest one first."""
+    dev, the simplest one first; `names` are those of the functions."""
     fitted, figures, messages = {}, [], []
     for name in MODELS:
         try:
-            model = fitted[name] = fit(name, votes["train"], labels, balance)
+            model = fitted[name] = fit(name, votes["train"], labels, balance, names)
         except UserError as error:
             if name == combine:
                 raise
@@ -282,4 +295,4 @@ def write_manifest(path: Path, options: WeakLabelOptions, table: dict[str, Any],
     files = [one for one in (options.functions, options.run_python) if one is not None]
     hashes = {one: hashlib.sha256(read_input(one)).hexdigest() for one in files}
     record = {"options": to_dict(options), "used": table["used"], "train_examples": rows, "sha256": hashes}
-    write_sealed(path, {"weak_labels": record})
+    write_sealed(path, {JOB: "weak-label", "weak_labels": record})

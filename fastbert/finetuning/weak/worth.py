@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import UserError
+from fastbert.errors import UserError, plural
 from fastbert.finetuning.results import read_results
 
 Curve = Sequence[tuple[int, float]]
@@ -44,14 +44,14 @@ def print_worth(gold: Path, weak: Path) -> None:
     complete = [curve for curve in by_seed.values() if len(curve) == len(sizes)]
     each = sorted(worth(curve, value) for curve in complete for value in values)
     whole = worth(mean, statistics.fmean(values))
-    print(f"weak labels: {metric} {statistics.fmean(values):.4f} on dev, mean over {len(values)} seeds")
+    print(f"weak labels: {metric} {statistics.fmean(values):.4f} on dev, mean over {plural(len(values), 'seed')}")
     for size, value in mean:
         print(f"  {size:>9,} gold labels: {value:.4f}")
     print(f"these functions are worth {described(whole, sizes)} gold labels")
     if each:
         print(
             f"  over the pairs of seeds: from {described(each[0], sizes)} to {described(each[-1], sizes)} "
-            f"({len(values)} seeds of the weak labels, {len(complete)} of the gold labels)"
+            f"({plural(len(values), 'seed')} of the weak labels, {len(complete)} of the gold labels)"
         )
 
 

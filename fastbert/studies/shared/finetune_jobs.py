@@ -13,7 +13,7 @@ from fastbert.finetuning.dev_ensemble import Labels, ensemble_figures
 from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.results import check_best, read_results, seed_folder
-from fastbert.finetuning.setup import describe_finetuning, prepare_finetuning
+from fastbert.finetuning.setup import check_schedule, describe_finetuning, prepare_finetuning
 from fastbert.finetuning.slices import Masks
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_json
@@ -22,7 +22,6 @@ from fastbert.studies.engine.outcomes import RUN, ended, failure
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.grid import AXES, ModelEntry, StudyGrid, TaskEntry
 from fastbert.studies.shared.trained import Columns, encoder_columns, task_columns
-from fastbert.training.schedules import learning_rate_factor
 
 FINETUNE = "finetune"  # the kind of these jobs
 MANIFEST = "manifest.json"  # in the folder of a run
@@ -111,7 +110,7 @@ def plan_tunings(
         (fraction,) = resolved.fractions()
         rows = subset(len(setup.train), fraction)
         try:
-            learning_rate_factor(resolved.schedule, 0, resolved.steps(len(rows)))
+            check_schedule([replace(setup, options=resolved)], fraction)
         except UserError as error:
             raise UserError(f"{setting}: {error}") from None
         characters = sum(len(setup.train[row].text) + len(setup.train[row].pair or "") for row in rows)

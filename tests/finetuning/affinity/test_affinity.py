@@ -61,6 +61,7 @@ def rows(out: Path, name: str = "probes.jsonl") -> list[dict]:
 def test_the_results_are_means_over_the_probes(whole, bert, tasks, monkeypatch, capsys) -> None:
     """And another number of groups is chosen from the same matrix, without training."""
     results, probes = content(whole), rows(whole)
+    assert json.loads((whole / "manifest.json").read_text())["job"] == "affinity"
     assert [row["step"] for row in probes] == [0, 5, 10] and results["probes"] == 3
     assert results["tasks"] == NAMES and results["steps"] == 12 and len({row["learning_rate"] for row in probes}) == 3
     table = np.array([row["affinity"] for row in probes])
@@ -182,4 +183,5 @@ def test_refusals(bert, tasks, tmp_path, capsys) -> None:
 
 def test_a_diverged_run_is_a_user_error(bert, tasks, tmp_path, capsys) -> None:
     assert affinity(bert, list(tasks.values()), tmp_path / "out", "--learning-rate", "1e30") == 2
-    assert "Try a lower --learning-rate" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Try a lower --learning-rate" in error and "warmup" not in error  # which is no option of affinity
