@@ -78,7 +78,7 @@ def open_texts(options: FinetuneOptions, pool: int | None, files: Sequence[Path]
         UserError: model or task cannot be opened or do not suit a study, the pool is smaller than `pool`, or a file is
             invalid.
     """
-    setup = prepare_finetuning(options)
+    setup = prepare_finetuning(options, alone=False)  # the schedules are those of the rounds
     check_task(setup.task, setup.train)
     if files is not None:
         examples, sizes = labelled_rounds(setup.task, options.task, setup.train, files)
@@ -146,7 +146,7 @@ def check_schedules(options: FinetuneOptions, counts: Sequence[int]) -> None:
     """Raises a UserError if the warm-up is longer than a training on one of these numbers of examples."""
     for count in counts:
         try:
-            learning_rate_factor(options.schedule, 0, options.steps(count))
+            learning_rate_factor(options.schedule, 0, options.epochs * -(-count // options.batch_size))
         except UserError as error:
             raise UserError(f"a round that trains on {plural(count, 'example')}: {error}") from None
 
