@@ -35,6 +35,7 @@ EXAMPLES = {
     "affinity": "--tasks mrpc,rte,stsb --model runs/base --glue-dir glue --out results/affinity",
     "predict": "--model results/rte --source new.csv --out predictions.jsonl",
     "weak-label": "--task sst2 --glue-dir glue --functions configs/weak/sst2.yaml --out weak",
+    "audit": "--task mine.yaml --model runs/base --out audit",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
     "export": "runs/base --out my-bert",
     "sweep": "configs/sweep/glue.yaml --workers 2",

@@ -21,6 +21,7 @@ LAYERS = [
     {"hub", "report"},
     {"finetuning"},
     {"pretraining"},
+    {"dataset_work"},
     {"studies", "bench"},
     {"cli", "__main__"},
 ]

@@ -1,5 +1,5 @@
-"""A report of blocks: headings, paragraphs, tables, plots; written as Markdown and as one HTML page that opens without a
-network."""
+"""A report of blocks: headings, paragraphs, tables, plots; written as Markdown and as one HTML page that opens without
+a network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

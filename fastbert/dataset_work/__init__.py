@@ -1,0 +1,1 @@
+"""Work on labelled data: which labels are wrong, which texts to label next."""
