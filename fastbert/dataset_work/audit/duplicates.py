@@ -1,8 +1,9 @@
 """Copies and near copies among the texts of an audit.
 
 Copies have the same key (`pool.text_key`). Near duplicates have sets of character 5-grams whose Jaccard similarity,
-|A and B| / |A or B|, is at least `NEAR`. Candidates are found by MinHash with locality-sensitive hashing (datasketch),
-which misses a few percent of the pairs at the threshold and fewer above it; their similarity is then computed exactly.
+|A and B| / |A or B|, is at least `NEAR`. Candidates are found by MinHash with locality-sensitive hashing (datasketch)
+at a lower threshold, so that a pair with similarity `NEAR` is missed with a probability of 5e-5; their similarity is
+then computed exactly.
 """
 
 from collections import defaultdict
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from fastbert.progress import progress
 
 NEAR = 0.8
+CANDIDATE = 0.5  # threshold of the search: 25 bands of 5 hashes
 GRAM = 5  # characters
 HASHES = 128  # of a MinHash signature
 
@@ -43,7 +45,7 @@ def near_pairs(keys: Sequence[str]) -> list[NearPair]:
     first: dict[str, int] = {}
     for row, key in enumerate(keys):
         first.setdefault(key, row)
-    index, signatures, found = MinHashLSH(threshold=NEAR, num_perm=HASHES), {}, []
+    index, signatures, found = MinHashLSH(threshold=CANDIDATE, num_perm=HASHES), {}, []
     empty = MinHash(num_perm=HASHES, seed=1)  # whose permutations all signatures have in common
     with progress("comparing texts", len(first), "texts") as shown:
         for number, (key, row) in enumerate(first.items()):

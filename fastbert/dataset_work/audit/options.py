@@ -121,9 +121,7 @@ class AuditOptions:
                 f"--annotators names columns of a custom task, and {self.task} is a GLUE task; leave it out"
             )
         if len(names) < 2 or len(set(names)) < len(names):
-            raise OptionError(
-                self, "annotators", f"must be two or more different columns, not {brief(self.annotators)}"
-            )
+            raise UserError(f"--annotators must be two or more different columns, not {brief(self.annotators)}")
         return names
 
     def fractions(self) -> list[float]:

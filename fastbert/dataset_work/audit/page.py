@@ -294,14 +294,13 @@ def gain_text(setup: AuditSetup, curve: LearningCurve) -> str:
     """The effect of 10 % more labels, as a sentence."""
     if curve.gain is None:
         return "The effect of more labels is fitted to three or more sizes: give more values of `--train-fraction`."
-    name, scale = ("accuracy", 100.0) if setup.pool.has_classes else ("the mean squared error", 1.0)
-    low, high = (scale * value for value in curve.gain_interval)
-    sign = "+" if setup.pool.has_classes else "-"
-    unit = " points" if setup.pool.has_classes else ""
-    return (
-        f"10 % more labels: {name} {sign}{scale * curve.gain:.2g} ± {(high - low) / 2:.2g}{unit} (95 % interval "
-        f"{low:.2g} to {high:.2g}), by the power law error = {curve.law.a:.3g} n^-{curve.law.b:.3g} + {curve.law.c:.3g}."
-    )
+    low, high = curve.gain_interval
+    law = f"by the power law error = {curve.law.a:.3g} n^-{curve.law.b:.3g} + {curve.law.c:.3g}"
+    if setup.pool.has_classes:
+        change = f"accuracy +{100 * curve.gain:.2f} ± {50 * (high - low):.2f} points"
+        return f"10 % more labels: {change} (95 % interval {100 * low:.2f} to {100 * high:.2f}), {law}."
+    change = f"mean squared error -{curve.gain:.3g} ± {(high - low) / 2:.3g}"
+    return f"10 % more labels: {change} (95 % interval {low:.3g} to {high:.3g}), {law}."
 
 
 def plot_curve(curve: LearningCurve, name: str, scale: float) -> Any:
