@@ -165,7 +165,7 @@ def test_flipped_labels_are_found_better_than_at_random(bert, task, tmp_path, ca
     assert sum(flipped) == flips["count"] == 15 and flips["random"] == 0.1
     ranked = sorted(range(150), key=lambda row: rows[row]["self_confidence"])
     assert flips["out_of_fold"] == pytest.approx(np.mean([flipped[row] for row in ranked[:15]]))
-    assert flips["out_of_fold"] > 0.5 and 0 < flips["in_sample"] <= 1
+    assert flips["out_of_fold"] > 0.5
     marked = [row["likely_wrong"] for row in rows]
     assert flips["marked_recall"] == pytest.approx(
         np.mean([mark for mark, flip in zip(marked, flipped, strict=True) if flip])

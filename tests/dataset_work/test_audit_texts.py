@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from fastbert.dataset_work.audit.duplicates import NEAR, groups_of, near_pairs, similarity, with_different_labels
+from fastbert.dataset_work.audit.findings import Texts, find
 from fastbert.dataset_work.audit.options import AuditOptions
 from fastbert.dataset_work.audit.overlap import pretraining_overlap
 from fastbert.dataset_work.audit.pool import open_pool, text_key
+from fastbert.dataset_work.audit.train import FoldScores
 from fastbert.errors import UserError
 from fastbert.finetuning.rows import Example
 from tests.finetuning.conftest import sentence, write_rows
@@ -62,6 +64,31 @@ def test_flipped_labels_are_a_fraction_and_always_other_ones(tmp_path) -> None:
     pairs = {(clean.labels[row], pool.labels[row]) for row in np.flatnonzero(changed)}
     assert len(pairs) >= 4  # each other label occurs
     assert {pool.splits[row] for row in np.flatnonzero(changed)} == {"train", "dev"}
+
+
+def test_the_precision_of_flipped_labels_is_that_of_each_ranking(tmp_path) -> None:
+    """Held-out labels are predicted without an error. A model gives the examples it was trained on a lower probability
+    of their label, the earlier they are in the file and, in one of three folds, the later."""
+    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(60)]
+    clean, pool = (pool_of(tmp_path, rows, rows[:1], folds=3, flip=flip) for flip in (0.0, 0.2))
+    count, every = len(pool), np.arange(len(pool))
+    folds = []
+    for fold in range(3):
+        right = 0.5 + 0.4 * (every if fold else every[::-1]) / count
+        scores = np.stack([1 - right, right], axis=1)
+        scores[np.array(pool.labels) == 0] = scores[np.array(pool.labels) == 0][:, ::-1]
+        held_out = pool.folds == fold
+        scores[held_out] = np.eye(2)[np.array(clean.labels)[held_out]] * 0.98 + 0.01
+        folds.append(FoldScores(every, scores, 40, 1.0))
+    found = find(pool, {1.0: folds}, Texts([], None, None, None), seed=0)
+    assert found.flips.count == 12 and found.flips.random == 12 / 61
+    assert found.flips.out_of_fold == found.flips.marked_recall == found.flips.marked_precision == 1.0
+    precisions = []
+    for shift in (1, 2):
+        other = (pool.folds + shift) % 3
+        rank = sorted(range(count), key=lambda row: row if other[row] else count - 1 - row)
+        precisions.append(pool.flipped[rank[:12]].mean())
+    assert found.flips.in_sample == pytest.approx(np.mean(precisions)) and precisions[0] != precisions[1]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ class Flips:
     out_of_fold: float
     """Precision of the k examples with the lowest out-of-fold self-confidence."""
     in_sample: float
-    """Precision of the k examples with the largest mean loss in the models that were trained on them."""
+    """Precision of the k examples with the largest loss in a model that was trained on them: the mean over the choices
+    of that model."""
     random: float
     """Precision of k random examples, k / N."""
     marked: int
@@ -167,22 +168,18 @@ def measure_flips(pool: Pool, folds: Sequence[FoldScores], suspicion: np.ndarray
         folds: with scores of all examples.
         suspicion: [N], lower for more suspicious labels.
     """
-    total, times = np.zeros(len(pool)), np.zeros(len(pool))
-    for number, fold in enumerate(folds):
-        losses = pool.task.kind.score_losses(fold.scores, [pool.labels[row] for row in fold.rows])
-        trained = pool.folds[fold.rows] != number
-        total[fold.rows[trained]] += losses[trained]
-        times[fold.rows[trained]] += 1
-    count = int(pool.flipped.sum())
+    losses = np.stack([pool.task.kind.score_losses(fold.scores, pool.labels) for fold in folds])  # [folds, N]
+    count, every = int(pool.flipped.sum()), np.arange(len(pool))
 
     def precision(values: np.ndarray) -> float:
         return float(pool.flipped[np.argsort(values, kind="stable")[:count]].mean())
 
+    others = [(pool.folds + shift) % len(folds) for shift in range(1, len(folds))]  # models trained on each example
     hits = int((wrong & pool.flipped).sum())
     return Flips(
         count=count,
         out_of_fold=precision(suspicion),
-        in_sample=precision(-total / times),
+        in_sample=float(np.mean([precision(-losses[other, every]) for other in others])),
         random=count / len(pool),
         marked=int(wrong.sum()),
         marked_precision=hits / max(1, int(wrong.sum())),

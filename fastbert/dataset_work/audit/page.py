@@ -237,7 +237,7 @@ class Report:
         )
         rows = [
             ["out-of-fold self-confidence", f"{flips.out_of_fold:.3f}"],
-            ["in-sample loss", f"{flips.in_sample:.3f}"],
+            ["in-sample loss of one model", f"{flips.in_sample:.3f}"],
             ["random", f"{flips.random:.3f}"],
         ]
         self.page.table(Table(["ranking", "precision at k"], rows))
