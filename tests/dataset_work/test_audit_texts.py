@@ -44,6 +44,9 @@ def test_copies_are_in_one_fold_and_every_label_is_in_every_fold(tmp_path) -> No
     assert len(by_key) < 300
     sizes = np.bincount([*by_key.values()])
     assert sizes.max() - sizes.min() <= 1
+    rare = {key for key, label in zip(pool.keys, pool.labels, strict=True) if label == 2}
+    per_fold = np.bincount([by_key[key] for key in rare], minlength=4)
+    assert per_fold.max() - per_fold.min() <= 1
     for fold in range(4):
         assert {pool.examples[row].label for row in pool.held_out(fold)} == {0, 1, 2}
         train = pool.training_rows(fold, 1.0)

@@ -53,7 +53,7 @@ def confident_joint(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
 
 
 def likely_wrong(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which labels are likely wrong, bool [N]; see the module's docstring."""
+    """Marks the labels that are likely wrong, bool [N]; see the module's docstring."""
     joint = confident_joint(probabilities, labels)
     pruned = to_prune(joint)
     found = np.zeros(len(labels), dtype=bool)

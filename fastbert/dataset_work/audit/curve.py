@@ -39,7 +39,7 @@ class LearningCurve:
     """Mean number of training examples over the folds, ascending."""
     errors: list[float]
     intervals: list[tuple[float, float]]
-    """Of the errors."""
+    """Intervals of the errors."""
     law: PowerLaw | None
     """None for fewer than three sizes."""
     gain: float | None

@@ -25,7 +25,7 @@ class NearPair:
     first: int
     """Index of the first example with one of the texts."""
     second: int
-    """That of the other text, which is larger."""
+    """Index of the first example with the other text, which is larger."""
     similarity: float
 
 

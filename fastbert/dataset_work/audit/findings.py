@@ -56,7 +56,7 @@ class Findings:
     """int64 [N], the examples from the most to the least suspicious: by self-confidence, or by the absolute residual of
     a number."""
     figures: list[dict[str, float]]
-    """For each example the numbers that rank it: self_confidence and margin, or residual."""
+    """Numbers that rank each example: self_confidence and margin, or residual."""
     copies: list[list[int]]
     """Groups of examples with the same text."""
     near: list[NearPair] | None
@@ -73,7 +73,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Texts:
-    """What is found before any training."""
+    """Findings that need no training."""
 
     copies: list[list[int]]
     near: list[NearPair] | None
@@ -162,7 +162,7 @@ def outliers(residuals: np.ndarray) -> np.ndarray:
 
 
 def measure_flips(pool: Pool, folds: Sequence[FoldScores], suspicion: np.ndarray, wrong: np.ndarray) -> Flips:
-    """How well the flipped labels are detected.
+    """Measures how well the flipped labels are detected.
 
     Args:
         folds: with scores of all examples.

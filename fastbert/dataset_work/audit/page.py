@@ -275,7 +275,7 @@ def near_of_dev(report: Report) -> set[str]:
 
 
 def rare_labels(counts: np.ndarray) -> np.ndarray:
-    """Which labels are rare, bool [K], from the number of examples of each."""
+    """Marks the rare labels, bool [K], from the number of examples of each."""
     return counts < RARE * counts.mean()
 
 

@@ -26,7 +26,7 @@ class Pool:
     splits: list[str]
     """Split of each example."""
     examples: list[Example]
-    """With the labels that are audited. Soft labels and weights are left out."""
+    """Examples with the labels that are audited, without soft labels and weights."""
     keys: list[str]
     """Normalized text of each example, equal for copies."""
     folds: np.ndarray

@@ -46,7 +46,7 @@ class AuditSetup:
 
     options: AuditOptions
     tuning: FinetuneOptions
-    """With learning rate, epochs and length resolved."""
+    """Options of the trainings, with learning rate, epochs and length resolved."""
     pool: Pool
     pretrained: Pretrained
     vocabulary: WordPiece
