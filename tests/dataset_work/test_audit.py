@@ -11,7 +11,7 @@ import pytest
 from fastbert.dataset_work.audit import train
 from fastbert.finetuning.loop import Tuner
 from fastbert.training import interrupts
-from tests.finetuning.conftest import FILLERS, sentence, write_rows
+from tests.finetuning.conftest import FILLERS, finetune, sentence, write_rows
 from tests.flags import main
 
 FAST = (
@@ -226,6 +226,13 @@ def test_user_errors_are_reported_before_anything_is_written(
     printed = capsys.readouterr()
     assert message in printed.err and printed.out == "" and "Traceback" not in printed.err
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_a_model_that_has_seen_the_labels_is_refused(bert, task, tmp_path, capsys) -> None:
+    assert finetune(bert, ["--task", str(task)], tmp_path / "tuned", "--epochs", "1") == 0
+    assert audit(tmp_path / "tuned" / "seed-0", task, tmp_path / "out") == 2
+    assert "seed-0 was fine-tuned on t, so it has seen the labels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_package_is_reported(bert, task, tmp_path, monkeypatch, capsys) -> None:

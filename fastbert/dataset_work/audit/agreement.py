@@ -78,8 +78,8 @@ def _kappa(observed: float, expected: float) -> float | None:
 
 
 def pairs_of(names: Sequence[str], annotations: np.ndarray) -> Iterator[tuple[str, str, int, float, float | None]]:
-    """Names of each pair of annotators, the number of examples that both have labelled, the fraction with the same label,
-    and Cohen's kappa."""
+    """Names of each pair of annotators, the number of examples that both have labelled, the fraction with the same
+    label, and Cohen's kappa."""
     for i, j in combinations(range(len(names)), 2):
         a, b = annotations[:, i], annotations[:, j]
         both = (a != NONE) & (b != NONE)

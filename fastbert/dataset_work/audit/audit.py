@@ -19,7 +19,7 @@ from fastbert.dataset_work.audit.findings import Findings, find, rows_of, search
 from fastbert.dataset_work.audit.options import AuditOptions
 from fastbert.dataset_work.audit.page import Report, gain_text, quality
 from fastbert.dataset_work.audit.train import AuditSetup, FoldScores, fold_folder, prepare_audit, train_fold
-from fastbert.errors import LINE, UserError
+from fastbert.errors import LINE, UserError, plural
 from fastbert.files import LOCK, atomic_file, contents, locked_folder
 from fastbert.finetuning.setup import fingerprint_of_weights, identity
 from fastbert.outputs import check_output_folder
@@ -43,6 +43,8 @@ def audit(requested: AuditOptions) -> int:
     setup = prepare_audit(requested)
     for warning in setup.warnings:
         echo(warning)
+    trainings = requested.folds * len(requested.fractions())
+    echo(f"{setup.pool.task.name}: {len(setup.pool):,} examples, {plural(trainings, 'training')}")
     texts = search_texts(setup.pool, requested)
     with locked_folder(out), Interrupts() as interrupts:
         open_folder(out, setup)

@@ -19,7 +19,7 @@ from fastbert.files import atomic_file, disk_errors, remove, remove_leftovers
 from fastbert.finetuning.build import build_updater
 from fastbert.finetuning.loop import ADVICE, STATE, Tuner
 from fastbert.finetuning.options import FinetuneOptions
-from fastbert.finetuning.saved import load_encoder
+from fastbert.finetuning.saved import fine_tuned_folder, load_encoder, read_task_record
 from fastbert.finetuning.scoring import BATCH, Inputs, encode_inputs, predict_scores
 from fastbert.finetuning.seed import check_disk
 from fastbert.finetuning.setup import task_record
@@ -88,6 +88,7 @@ def prepare_audit(requested: AuditOptions) -> AuditSetup:
         check_apex("adamw", device)
     setup_machine(requested.machine, device)
     pool = open_pool(requested)
+    check_unseen(requested.model, pool.task.name)
     pretrained = load_encoder(requested.model)
     vocabulary = tokenizer_of(pretrained)
     tuning = requested.tuning().resolved(pool.task, pretrained.config.max_positions)
@@ -98,6 +99,16 @@ def prepare_audit(requested: AuditOptions) -> AuditSetup:
     truncated = lengths > tuning.max_length
     warnings = [*([warning] if warning else []), *pool.task.warnings]
     return AuditSetup(requested, tuning, pool, pretrained, vocabulary, truncated, device, precision, warnings)
+
+
+def check_unseen(model: str, task: str) -> None:
+    """Raises a UserError if the model was fine-tuned on the task, so that its encoder has seen the labels."""
+    folder = fine_tuned_folder(model)
+    if folder is not None and read_task_record(folder)[0].task == task:
+        raise UserError(
+            f"{model} was fine-tuned on {task}, so it has seen the labels, and no score would be out of fold; give the "
+            "pretrained encoder with --model"
+        )
 
 
 def fold_folder(out: Path, fraction: float, fold: int) -> Path:
@@ -127,8 +138,9 @@ def train_fold(
     check_disk(folder, updater.module, 0, checkpoint is not None)
     stream = SingleTaskStream(task.name, setup.encode(rows).orders, tuning.batch_size, seed)
     steps = tuning.epochs * stream.batches
+    which = "" if fraction == 1.0 else f", fraction {fraction:g}"
     echo(
-        f"{task.name}, fold {fold + 1} of {setup.options.folds}: {len(rows):,} examples, {steps} steps; "
+        f"{task.name}, fold {fold + 1} of {setup.options.folds}{which}: {len(rows):,} examples, {steps} steps; "
         f"{setup.device} {setup.precision}"
     )
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
