@@ -93,9 +93,10 @@ def test_the_power_law_is_the_best_one_on_the_grid() -> None:
         assert found == pytest.approx(min(nnls(design, values)[1] ** 2 for design in designs), rel=1e-6, abs=1e-12)
 
 
-def test_the_learning_curve_predicts_the_gain_of_more_labels() -> None:
+def test_the_learning_curve_predicts_the_gain_of_more_labels(monkeypatch) -> None:
     """Errors without noise give the law's gain at the number of all labels, and an interval around it. Folds that
     differ widen the interval."""
+    monkeypatch.setattr(curve, "RESAMPLES", 200)
     sizes, count = [100.0, 400.0, 1600.0], 1000
     folds = np.arange(count) % 5
     losses = np.stack([np.arange(count) // 5 < round(200 * (4 * size**-0.5 + 0.05)) for size in sizes]).astype(float)
