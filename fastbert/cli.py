@@ -41,6 +41,7 @@ OPTIONS = Registry(
         "submit": "fastbert.finetuning.options:SubmitOptions",
         "weak-label": "fastbert.finetuning.weak.options:WeakLabelOptions",
         "affinity": "fastbert.finetuning.affinity.options:AffinityOptions",
+        "audit": "fastbert.dataset_work.audit.options:AuditOptions",
         "select": "fastbert.dataset_work.selection.options:SelectOptions",
         "export": "fastbert.hub.options:ExportOptions",
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
@@ -71,6 +72,7 @@ RUNS = Registry(
         "weak-label": "fastbert.finetuning.weak.weak_label:weak_label",
         "affinity": "fastbert.finetuning.affinity.affinity:affinity",
         "affinity --train": "fastbert.studies.affinity.compare:affinity_and_comparison",
+        "audit": "fastbert.dataset_work.audit.audit:audit",
         "select": "fastbert.dataset_work.selection.select:select",
         "export": "fastbert.hub.export_run:export_run",
         "sweep": "fastbert.studies.sweep.sweep:sweep",
@@ -147,6 +149,12 @@ def check_and_run(job: str, arguments: list[str]) -> int:
     return 0
 
 
+def audit(arguments: list[str]) -> int:
+    options = parse(OPTIONS["audit"], arguments, "audit")
+    options.check_inputs()
+    return RUNS["audit"](options)
+
+
 def affinity(arguments: list[str]) -> int:
     options = parse(OPTIONS["affinity"], arguments, "affinity")
     options.check_inputs()
@@ -220,6 +228,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (partial(check_and_run, "report"), "compare runs on one HTML page: curves, options, results, speed"),
     "predict": (partial(check_and_run, "predict"), "predict labels and probabilities with a fine-tuned model"),
     "weak-label": (partial(check_and_run, "weak-label"), "label the training texts of a task with labelling functions"),
+    "audit": (audit, "find labels that are likely wrong, duplicates, and the worth of more labels"),
     "select": (partial(check_and_run, "select"), "select the texts of a pool to label next"),
     "submit": (partial(check_and_run, "submit"), "write or check the archive for GLUE's server"),
     "export": (export, "export a run as a Hugging Face folder"),

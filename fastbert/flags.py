@@ -35,6 +35,7 @@ EXAMPLES = {
     "affinity": "--tasks mrpc,rte,stsb --model runs/base --glue-dir glue --out results/affinity",
     "predict": "--model results/rte --source new.csv --out predictions.jsonl",
     "weak-label": "--task sst2 --glue-dir glue --functions configs/weak/sst2.yaml --out weak",
+    "audit": "--task mine.yaml --model runs/base --out audit",
     "select": "--task mine.yaml --pool pool.jsonl --model results/mine --count 50 --out round-2.jsonl",
     "submit": "--results results/glue --glue-dir glue --fill --out submission.zip",
     "export": "runs/base --out my-bert",

@@ -32,6 +32,7 @@ TOY = {
     "pretrain": {**NETWORK, "--steps": "2", "--eval-sequences": "4", "--data": "toy-data", **CPU},
     "evaluate": CPU,
     "affinity": {"--steps": "4", "--every": "2", "--batch-size": "4", "--seeds": "1", **CPU},
+    "audit": {"--epochs": "1", "--batch-size": "16", "--folds": "2", **CPU},
     "finetune": {"--epochs": "1", "--batch-size": "16", "--seeds": "2", **CPU},
     "select": {"--count": "5", **CPU},
 }
@@ -92,7 +93,7 @@ def toy(arguments: list[str]) -> list[str]:
     chosen = dict(TOY[job])
     if job == "pretrain" and "--data" in rest and (Path(rest[rest.index("--data") + 1]) / "dataset.json").is_file():
         del chosen["--data"]
-    if job in ("finetune", "affinity") and "--glue-dir" in rest:
+    if job in ("finetune", "affinity", "audit") and "--glue-dir" in rest:
         rest.append("--glue-subset")
     if job == "finetune" and "glue" in rest:
         chosen["--seeds"] = "1"

@@ -169,6 +169,7 @@ evaluate --model nowhere --source nowhere.txt
 fill nowhere [MASK]
 finetune --model nowhere --task cola --out x
 affinity --model nowhere --tasks cola,rte --out x
+audit --model nowhere --task cola --out x
 predict --model nowhere --source nowhere.csv --out x
 submit --check nowhere.zip
 export nowhere --out x

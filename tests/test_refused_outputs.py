@@ -61,6 +61,7 @@ CASES = {
     "fine-tuning's device": (*FINETUNE, "--machine.device", "cuda:99"),
     "several tasks, one of them wrong": ("finetune", "--model", MODEL, "--task", TASK + ",none.yaml", "--out", "x"),
     "affinity with a wrong task": ("affinity", "--model", MODEL, "--tasks", TASK + ",none.yaml", "--out", "x"),
+    "audit with too many folds": ("audit", "--model", MODEL, "--task", TASK, "--folds", 99, "--out", "x/y"),
     "sweep": ("sweep", "{sweep}"),
     "sweep with a wrong option": ("sweep", "{sweep-dropout}"),
     "ablation": ("ablate", "{ablation}"),

@@ -1,1 +1,1 @@
-"""Work on data: which texts to label next, and which labels are wrong."""
+"""Work on labelled data: which labels are wrong, which texts to label next."""

@@ -15,7 +15,8 @@ import numpy as np
 from fastbert.errors import UserError
 from fastbert.outputs import output_file
 from fastbert.records import read_json
-from fastbert.studies.shared.plots import plot_scores, write_plot
+from fastbert.report.report_page import write_plot
+from fastbert.studies.shared.plots import plot_scores
 from fastbert.studies.shared.statistics import LEVEL, holm
 
 SYSTEMS = ("fastbert", "trainer")

@@ -50,6 +50,7 @@ GIVEN = {
     "fill": {"model": "missing", "texts": ("[MASK]",)},
     "finetune": {"model": "missing", "task": "task.yaml", "out": "out"},
     "affinity": {"model": "missing", "tasks": "task.yaml,task.yaml", "out": "out"},
+    "audit": {"model": "missing", "task": "task.yaml", "out": "out"},
     "predict": {"model": "missing", "source": "file.txt", "out": "out.jsonl"},
     "weak-label": {"task": "task.yaml", "functions": "missing", "out": "out"},
     "select": {"task": "task.yaml", "pool": "file.txt", "model": "missing", "count": 1, "out": "out.jsonl"},

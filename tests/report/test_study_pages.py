@@ -3,12 +3,12 @@
 import pytest
 
 from fastbert.report.page import Table
+from fastbert.report.report_page import ReportPage
 from fastbert.studies.ablate.ablation_plots import plot_curves
 from fastbert.studies.ablate.ablation_tables import finals_table, fractions_table
 from fastbert.studies.ablate.analysis import Measure, Point, compare_variants
 from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.shared.evaluate_jobs import UNITS
-from fastbert.studies.shared.report import ReportPage
 from fastbert.studies.sweep.sweep_report import write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults
 from tests.report.test_browser import resize

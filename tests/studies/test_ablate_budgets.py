@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
+from fastbert.report.report_page import ReportPage
 from fastbert.studies.ablate.ablate import report_ablation
 from fastbert.studies.ablate.ablation_tables import format_value, fraction_cell, planned_table
 from fastbert.studies.ablate.analysis import SAME_COST, CostFraction, Measure, Point, compare_variants, end_at
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
-from fastbert.studies.shared.report import ReportPage
 from tests.studies.conftest import losses, time_steps, write_pairs
 
 POINTS = (0.1, 0.25, 0.5, 1.0)

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from fastbert.report.report_page import write_plot
 from fastbert.studies.ablate.ablation_plots import plot_budgets, plot_curves
 from fastbert.studies.ablate.analysis import Measure, Point, compare_variants
-from fastbert.studies.shared.plots import LABEL_GAP, label_ends, plot_settings, series_style, write_plot
+from fastbert.studies.shared.plots import LABEL_GAP, label_ends, plot_settings, series_style
 
 
 def test_styles_of_series_differ() -> None:

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from fastbert.report.page import Table
+from fastbert.report.report_page import ReportPage, write_plot
 from fastbert.studies.shared.comparison import Comparison
-from fastbert.studies.shared.plots import plot_differences, write_plot
-from fastbert.studies.shared.report import ReportPage
+from fastbert.studies.shared.plots import plot_differences
 from fastbert.studies.sweep import sweep_report
 from fastbert.studies.sweep.sweep_report import Ensembles, printed_scores, write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults
@@ -140,7 +140,7 @@ def test_every_seed_is_plotted(comparison, tmp_path, monkeypatch) -> None:
         plotted[plot.__name__] = panels
         write_plot(path, plot, panels, *labels)
 
-    monkeypatch.setattr("fastbert.studies.shared.report.write_plot", remember)
+    monkeypatch.setattr("fastbert.report.report_page.write_plot", remember)
     write(tmp_path, comparison, [], 18)
     assert plotted["plot_scores"]["cola"]["other"] == pytest.approx([50.0, 51.0, 52.0])
     assert plotted["plot_scores"]["cola"]["first"] == pytest.approx([-10.0, -12.0, -11.0])

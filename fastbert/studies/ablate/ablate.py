@@ -16,6 +16,7 @@ from fastbert.config import leaves
 from fastbert.errors import plural
 from fastbert.files import locked_folder, make_inner_folder
 from fastbert.pretraining.options import science
+from fastbert.report.report_page import ReportPage
 from fastbert.streams import echo
 from fastbert.studies.ablate.ablation_plan import ANNEALING, PRETRAINING, AblationPlan, plan_ablation
 from fastbert.studies.ablate.ablation_report import (
@@ -37,7 +38,7 @@ from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.finetune_jobs import FINETUNE
-from fastbert.studies.shared.report import ReportPage, provenance
+from fastbert.studies.shared.report import provenance
 
 ABLATION = "ablation"
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
+from fastbert.report.report_page import ReportPage
 from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.ablation_plots import plot_budgets, plot_curves, plot_fractions
 from fastbert.studies.ablate.ablation_tables import (
@@ -40,7 +41,7 @@ from fastbert.studies.shared.comparison import SETTING, format_setting
 from fastbert.studies.shared.evaluate_jobs import evaluated_table
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.plots import plot_scores
-from fastbert.studies.shared.report import ReportPage, p_value
+from fastbert.studies.shared.report import p_value
 from fastbert.studies.shared.trained import columns_table, tuning_table
 
 DIFFERENT_INPUTS = (

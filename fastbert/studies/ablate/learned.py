@@ -11,13 +11,14 @@ from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.report.page import Table
+from fastbert.report.report_page import ReportPage
 from fastbert.studies.ablate.ablation_plan import AblationPlan
 from fastbert.studies.ablate.costs import PlannedVariant
 from fastbert.studies.ablate.fixed_splits import shown_splits
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import Ablation
 from fastbert.studies.shared.plots import add_legend, new_panels, series_style, style_axes
-from fastbert.studies.shared.report import ReportPage, short_count
+from fastbert.studies.shared.report import short_count
 from fastbert.training.splits import OLD
 
 # --- before the first job

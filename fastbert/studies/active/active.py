@@ -11,6 +11,7 @@ from typing import Any
 
 from fastbert.errors import plural
 from fastbert.files import locked_folder, make_inner_folder
+from fastbert.report.report_page import ReportPage
 from fastbert.streams import echo
 from fastbert.studies.active.curves import Curves, score_of
 from fastbert.studies.active.options import ActiveOptions, ActiveStudy
@@ -22,7 +23,7 @@ from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.outcomes import RUN, print_failures
 from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore, is_done
-from fastbert.studies.shared.report import ReportPage, provenance
+from fastbert.studies.shared.report import provenance
 
 ACTIVE = "active-study"
 

@@ -9,11 +9,12 @@ from fastbert.errors import plural
 from fastbert.finetuning.continual.tuner import PASSES
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
+from fastbert.report.report_page import ReportPage
 from fastbert.studies.active.curves import Curves
 from fastbert.studies.active.plan import ActivePlan
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.plots import add_legend, new_panels, series_style, style_axes
-from fastbert.studies.shared.report import ReportPage, difference, interval, p_value, percent, short_count
+from fastbert.studies.shared.report import difference, interval, p_value, percent, short_count
 from fastbert.studies.shared.statistics import flip_limits
 from fastbert.studies.shared.trained import columns_table, encoder_columns, task_columns
 

@@ -4,11 +4,8 @@ Series that overlap stay distinguishable: each has a color, a marker and a dash 
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from fastbert.files import atomic_file
 
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 """Panel -> name -> one score for each seed."""
@@ -25,22 +22,6 @@ def series_style(number: int) -> dict[str, Any]:
         "marker": MARKERS[number % len(MARKERS)],
         "linestyle": DASHES[number % len(DASHES)],
     }
-
-
-def write_plot(path: Path, plot: Callable[..., Any], *what: Any) -> None:
-    """Writes the figure `plot(*what)` in the format of the path's suffix. SVG files hold text as text,
-    and are equal to the byte for equal figures.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    import matplotlib
-
-    # Ids in the SVG are hashes with this salt, so the ids of two plots in one page differ.
-    rc = {"svg.fonttype": "none", "svg.hashsalt": path.name, "text.parse_math": False}
-    with matplotlib.rc_context(rc), atomic_file(path) as file:
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
-        plot(*what).savefig(file, format=path.suffix[1:], metadata=metadata)
 
 
 def plot_scores(panels: Scores, labels: Mapping[str, str]) -> Any:

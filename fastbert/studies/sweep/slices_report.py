@@ -6,9 +6,10 @@ from typing import Any
 from fastbert.finetuning.slice_figures import slice_figures
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
+from fastbert.report.report_page import ReportPage
 from fastbert.studies.shared.comparison import Comparison, Trials
 from fastbert.studies.shared.finetune_jobs import OpenedTask, folders_of
-from fastbert.studies.shared.report import ReportPage, difference, interval, p_value, percent
+from fastbert.studies.shared.report import difference, interval, p_value, percent
 from fastbert.studies.shared.statistics import paired
 
 NOTE = (

@@ -13,6 +13,7 @@ from typing import Any
 from fastbert.errors import UserError, plural
 from fastbert.files import locked_folder, make_inner_folder
 from fastbert.records import check
+from fastbert.report.report_page import ReportPage
 from fastbert.streams import echo
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
@@ -24,7 +25,7 @@ from fastbert.studies.shared.comparison import Comparison, scored
 from fastbert.studies.shared.evaluate_jobs import EVALUATE, check_evaluated
 from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
 from fastbert.studies.shared.grid import AXES, StudyGrid
-from fastbert.studies.shared.report import ReportPage, provenance
+from fastbert.studies.shared.report import provenance
 from fastbert.studies.sweep.options import SweepOptions
 from fastbert.studies.sweep.slices_report import slices_table, write_slices
 from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep

@@ -10,6 +10,7 @@ from fastbert.finetuning import results
 from fastbert.finetuning.glue import GLUE
 from fastbert.finetuning.table import COLUMNS, NOTHING, glue_cells, with_ensembles
 from fastbert.report.page import Table
+from fastbert.report.report_page import ReportPage
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared import plots
 from fastbert.studies.shared.comparison import (
@@ -22,7 +23,7 @@ from fastbert.studies.shared.comparison import (
 )
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.finetune_jobs import ensemble_of
-from fastbert.studies.shared.report import WIDTH, ReportPage, difference, interval, p_value, percent
+from fastbert.studies.shared.report import WIDTH, difference, interval, p_value, percent
 from fastbert.studies.shared.statistics import flip_limits
 from fastbert.studies.sweep.sweep_plan import SweepPlan
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, write_zero_shot

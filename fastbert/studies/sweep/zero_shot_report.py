@@ -9,10 +9,11 @@ from typing import Any
 from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
+from fastbert.report.report_page import ReportPage
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.comparison import ModelComparison, adjusted
 from fastbert.studies.shared.evaluate_jobs import UNITS
-from fastbert.studies.shared.report import ReportPage, difference, interval, p_value, percent
+from fastbert.studies.shared.report import difference, interval, p_value, percent
 from fastbert.studies.shared.statistics import flip_limits, paired
 
 Figures = Mapping[str, Any]

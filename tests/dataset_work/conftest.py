@@ -1,0 +1,3 @@
+"""The tiny encoder of the fine-tuning tests."""
+
+from tests.finetuning.conftest import bert  # noqa: F401
