@@ -94,7 +94,8 @@ def prepare_audit(requested: AuditOptions) -> AuditSetup:
     tuning = requested.tuning().resolved(pool.task, pretrained.config.max_positions)
     for fraction in requested.fractions():
         count = min(len(pool.training_rows(fold, fraction)) for fold in range(requested.folds))
-        learning_rate_factor(tuning.schedule, 0, tuning.steps(count))  # refuses a warm-up that is too long
+        steps = tuning.epochs * -(-count // tuning.batch_size)
+        learning_rate_factor(tuning.schedule, 0, steps)  # refuses a warm-up that is too long
     lengths = pool.task.kind.encode(pool.examples, vocabulary, LONGEST).lengths
     truncated = lengths > tuning.max_length
     warnings = [*([warning] if warning else []), *pool.task.warnings]
