@@ -12,7 +12,7 @@ import torch
 
 from fastbert.errors import UserError
 from fastbert.finetuning import ensemble, loop, scoring, submit, task_epochs
-from fastbert.finetuning.saved import load_task_model
+from fastbert.finetuning.ensemble import open_ensemble
 from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.sweep.sweep_report import scores_table
 from fastbert.training.tensors import read_tensors, serialized
@@ -128,9 +128,10 @@ def test_scores_that_are_not_finite_are_not_written(small, tuned, tmp_path, caps
     written = tmp_path / "predictions.jsonl"
     assert main(["predict", "--model", str(tuned), "--source", small[5], "--out", str(written)]) == 2
     assert "1 of 16 scores" in capsys.readouterr().err and not written.exists()
-    poison_scores(monkeypatch, submit, {1})
+    poison_scores(monkeypatch, ensemble, {1})
     glue = make_glue(tmp_path / "glue", ["sst2"])
-    part = submit.ArchiveFile("SST-2.tsv", "sst2", "test", tuned, None)
+    model = open_ensemble([str(tuned)])
+    part = submit.ArchiveFile("SST-2.tsv", "sst2", "test", model, None)
     options = submit.SubmitOptions(glue_dir=str(glue))
     with pytest.raises(UserError, match=r"1 of 6 scores of .* are not finite"):
-        submit.predict_part(part, load_task_model(tuned), options, "fp32")
+        submit.predict_part(part, model, options, torch.device("cpu"), "fp32")
