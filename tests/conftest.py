@@ -1,5 +1,4 @@
-"""One thread a test process (the suite runs in three, since tests also wait), nothing fetched from a hub, and a small
-prepared corpus."""
+"""One thread a test process (the suite runs in two), nothing fetched from a hub, and a small prepared corpus."""
 
 import atexit
 import dataclasses
