@@ -12,6 +12,7 @@ import numpy as np
 from fastbert.data.columns import Columns
 from fastbert.data.tables import read_rows
 from fastbert.dataset_work.audit.pool import Pool
+from fastbert.dataset_work.kappa import kappa
 from fastbert.errors import UserError
 from fastbert.finetuning.custom import TEXT, CustomSource
 from fastbert.finetuning.rows import Row
@@ -58,7 +59,7 @@ def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float | None:
         return None
     count = int(max(a.max(), b.max())) + 1
     expected = float((np.bincount(a, minlength=count) * np.bincount(b, minlength=count)).sum()) / len(a) ** 2
-    return _kappa(float((a == b).mean()), expected)
+    return kappa(float((a == b).mean()), expected)
 
 
 def fleiss_kappa(annotations: np.ndarray, labels: int) -> float | None:
@@ -70,11 +71,7 @@ def fleiss_kappa(annotations: np.ndarray, labels: int) -> float | None:
     counts = np.stack([(rated == label).sum(axis=1) for label in range(labels)], axis=1)  # [N, K]
     raters = rated.shape[1]
     observed = ((counts**2).sum(axis=1) - raters) / (raters * (raters - 1))
-    return _kappa(float(observed.mean()), float(((counts.sum(axis=0) / counts.sum()) ** 2).sum()))
-
-
-def _kappa(observed: float, expected: float) -> float | None:
-    return None if expected >= 1.0 else (observed - expected) / (1.0 - expected)
+    return kappa(float(observed.mean()), float(((counts.sum(axis=0) / counts.sum()) ** 2).sum()))
 
 
 def pairs_of(names: Sequence[str], annotations: np.ndarray) -> Iterator[tuple[str, str, int, float, float | None]]:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from fastbert.dataset_work.kappa import kappa
+
 ENOUGH = 0.99
 """Kappa over three rounds at which Bloodgood and Vijay-Shanker stop (CoNLL 2009, arXiv 1409.5165)."""
 
@@ -28,7 +30,7 @@ class Agreement:
         fractions of the label. None if both predict only one label, the same: it is undefined then."""
         counts = self.counts / self.counts.sum()
         chance = float(counts.sum(0) @ counts.sum(1))
-        return None if chance == 1 else (self.fraction - chance) / (1 - chance)
+        return kappa(self.fraction, chance)
 
     def line(self, previous: str) -> str:
         """The agreement in words, with a hint if it is high."""
