@@ -4,6 +4,7 @@ import json
 import random
 import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,7 @@ from safetensors.torch import load_file
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.errors import UserError
-from fastbert.finetuning import task_epochs
-from fastbert.finetuning.affinity import affinity
+from fastbert.finetuning import job_folder, task_epochs
 from fastbert.finetuning.batches import encode
 from fastbert.finetuning.folder import check_other_files, write_options
 from fastbert.finetuning.kinds.classes import Classes
@@ -356,13 +356,13 @@ def test_a_folder_of_tasks_that_were_trained_in_another_way_is_refused(tmp_path)
                 check_tasks_folder(FinetuneOptions(out=str(out), mixture=other))
 
 
-@pytest.mark.parametrize("job", ["pretrain", "finetune", "affinity", "weak-label"])
+@pytest.mark.parametrize("job", ["pretrain", "finetune", "affinity", "weak-label", "audit"])
 def test_the_folder_of_another_command_is_refused(tmp_path, job) -> None:
     (tmp_path / "manifest.json").write_text('{"sessions": []}' if job == "pretrain" else f'{{"job": "{job}"}}')
     checks = {
         "pretrain": lambda: new_folder(str(tmp_path), "x"),
         "finetune": lambda: check_other_files(tmp_path),
-        "affinity": lambda: affinity.check_other_files(tmp_path),
+        **{name: partial(job_folder.check_other_files, tmp_path, name) for name in ("affinity", "audit")},
         "weak-label": lambda: check_earlier(tmp_path),
     }
     for name, check in checks.items():

@@ -19,16 +19,16 @@ from fastbert.dataset_work.audit.findings import Findings, find, rows_of, search
 from fastbert.dataset_work.audit.options import AuditOptions
 from fastbert.dataset_work.audit.page import Report, gain_text, quality
 from fastbert.dataset_work.audit.train import AuditSetup, FoldScores, fold_folder, prepare_audit, train_fold
-from fastbert.errors import LINE, UserError, plural
-from fastbert.files import LOCK, atomic_file, contents, locked_folder
+from fastbert.errors import plural
+from fastbert.files import atomic_file, locked_folder
+from fastbert.finetuning.job_folder import check_other_files, open_job_folder
 from fastbert.finetuning.setup import fingerprint_of_weights, identity
 from fastbert.outputs import check_output_folder
-from fastbert.records import json_text, read_sealed, write_sealed
+from fastbert.records import json_text, write_sealed
 from fastbert.streams import echo
-from fastbert.training.hardware import describe_machine
 from fastbert.training.interrupts import Interrupts
 
-MANIFEST, LINES, FIGURES = "manifest.json", "audit.jsonl", "audit.json"
+LINES, FIGURES = "audit.jsonl", "audit.json"
 
 
 def audit(requested: AuditOptions) -> int:
@@ -39,7 +39,7 @@ def audit(requested: AuditOptions) -> int:
     """
     out = Path(requested.out)
     check_output_folder(out)
-    check_other_files(out)
+    check_other_files(out, "audit")
     setup = prepare_audit(requested)
     for warning in setup.warnings:
         echo(warning)
@@ -47,7 +47,7 @@ def audit(requested: AuditOptions) -> int:
     echo(f"{setup.pool.task.name}: {len(setup.pool):,} examples, {plural(trainings, 'training')}")
     texts = search_texts(setup.pool, requested)
     with locked_folder(out), Interrupts() as interrupts:
-        open_folder(out, setup)
+        open_job_folder(out, "audit", setup.options, describe_audit(setup), setup.pretrained.source)
         folds: dict[float, list[FoldScores]] = {}
         for fraction in requested.fractions():
             folds[fraction] = []
@@ -122,38 +122,6 @@ def closing_lines(setup: AuditSetup, findings: Findings, out: Path) -> list[str]
             f"loss {flips.in_sample:.3f}, at random {flips.random:.3f}"
         )
     return [*lines, *(f"  {out / name}" for name in (LINES, "report.html"))]
-
-
-def check_other_files(out: Path) -> None:
-    """Raises a UserError if `out` contains files that are not from this job. A process that is killed before it writes
-    the manifest leaves config.yaml and the lock."""
-    if not out.is_dir() or (out / MANIFEST).is_file():
-        return
-    if contents(out) - ({"config.yaml"} if (out / LOCK).is_file() else set()):
-        raise UserError(f"{out} is not empty and holds no results of fastbert audit; choose another --out")
-
-
-def open_folder(out: Path, setup: AuditSetup) -> None:
-    """Writes options and manifest to `out`.
-
-    Raises:
-        UserError: `out` contains another experiment.
-    """
-    check_other_files(out)
-    experiment = describe_audit(setup)
-    if (out / MANIFEST).is_file():
-        fix = "restore it, or choose another --out"
-        manifest = read_sealed(out / MANIFEST, "the manifest", {"audit": dict}, fix)
-        if changed := configuration.differences(manifest["audit"], experiment):
-            differences = LINE.join(changed)
-            raise UserError(
-                f"{out} holds the results of another audit. Differences:{LINE}{differences}{LINE}"
-                "Give the same options to continue it, or choose another --out"
-            )
-    with atomic_file(out / "config.yaml", "w") as file:
-        file.write(configuration.to_yaml(setup.options))
-    record = {"audit": experiment, "model": setup.pretrained.source, "machine": describe_machine()}
-    write_sealed(out / MANIFEST, record)
 
 
 def describe_audit(setup: AuditSetup) -> dict[str, Any]:
