@@ -14,7 +14,7 @@ from fastbert.errors import UserError
 from fastbert.finetuning import ensemble, loop, scoring, submit, task_epochs
 from fastbert.finetuning.ensemble import open_ensemble
 from fastbert.studies.shared.comparison import Comparison
-from fastbert.studies.sweep.sweep_report import scores_table
+from fastbert.studies.shared.tuning_report import scores_table
 from fastbert.training.tensors import read_tensors, serialized
 from tests.finetuning.conftest import FAST, make_glue, make_task
 from tests.flags import main

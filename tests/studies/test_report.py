@@ -12,8 +12,9 @@ from fastbert.report.page import Table
 from fastbert.report.report_page import ReportPage, write_plot
 from fastbert.studies.shared.comparison import Comparison
 from fastbert.studies.shared.plots import plot_differences
+from fastbert.studies.shared.tuning_report import Ensembles, printed_scores
 from fastbert.studies.sweep import sweep_report
-from fastbert.studies.sweep.sweep_report import Ensembles, printed_scores, write_sweep_report
+from fastbert.studies.sweep.sweep_report import write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults
 from tests.studies.test_comparison import row, rows_of
 

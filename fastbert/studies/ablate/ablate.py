@@ -29,7 +29,7 @@ from fastbert.studies.ablate.fixed_splits import planned_reasons
 from fastbert.studies.ablate.learned import data_table, learned_table, trainings_sentence
 from fastbert.studies.ablate.measures import AblationResults
 from fastbert.studies.ablate.options import AblateOptions, Ablation
-from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, check_ablation_row
+from fastbert.studies.ablate.pretrain_jobs import check_ablation_row
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
@@ -38,6 +38,7 @@ from fastbert.studies.engine.store import JOBS, RESULTS, ResultRow, ResultStore
 from fastbert.studies.shared.comparison import scored
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.finetune_jobs import FINETUNE
+from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN
 from fastbert.studies.shared.report import provenance
 
 ABLATION = "ablation"

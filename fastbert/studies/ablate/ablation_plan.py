@@ -28,7 +28,7 @@ from fastbert.pretraining.setup import (
 )
 from fastbert.pretraining.zero_shot.pairs import distinct_sentences, short_pairs
 from fastbert.pretraining.zero_shot.scorer import Scorer
-from fastbert.studies.ablate.comparability import incomparable, without_masked_head
+from fastbert.studies.ablate.comparability import incomparable
 from fastbert.studies.ablate.costs import (
     MeasuredPoint,
     PlannedVariant,
@@ -39,13 +39,13 @@ from fastbert.studies.ablate.costs import (
 )
 from fastbert.studies.ablate.fixed_splits import FixedSplit, incomparable_on, never_compared, open_splits
 from fastbert.studies.ablate.options import Ablation
-from fastbert.studies.ablate.pretrain_jobs import BRANCH, PRETRAIN, initial_weights
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.engine.store import JOBS
 from fastbert.studies.shared.evaluate_jobs import EVALUATIONS, PlannedEvaluation, plan_evaluations
 from fastbert.studies.shared.finetune_jobs import OpenedTask, plan_tunings
 from fastbert.studies.shared.grid import ModelEntry, prefixed
+from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN, initial_weights, without_masked_head
 from fastbert.studies.shared.trained import Columns
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device

@@ -18,6 +18,7 @@ from fastbert.errors import LINE, UserError
 from fastbert.objectives import OBJECTIVES, group_of
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import Ablation
+from fastbert.studies.shared.pretrain_jobs import without_masked_head
 
 ValidationOptions = Mapping[str, Any]
 POINT_LENGTHS = "sequence length at the points"
@@ -90,19 +91,6 @@ def _check_measure_of_data(ablation: Ablation, reasons: Mapping[str, str]) -> No
             "Give evaluate: {pll: TEXT}, which compares vocabularies in bits per byte, evaluate: {pairs: ...} or "
             "tasks:, or leave these variants out"
         )
-
-
-def without_masked_head(objectives: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Variants whose encoder predicts no masked words, so that it has no pseudo-log-likelihood -> the reason.
-
-    Args:
-        objectives: name and objective of each variant.
-    """
-    return {
-        name: f"with objective {objective} the encoder predicts no masked words"
-        for name, objective in objectives
-        if not OBJECTIVES[objective].loss_in_nats
-    }
 
 
 def check_pll(ablation: Ablation) -> None:

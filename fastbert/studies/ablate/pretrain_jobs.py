@@ -5,16 +5,12 @@ A branch starts as a folder with a checkpoint of another run and its own schedul
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import from_dict
 from fastbert.data.shards import open_dataset
-from fastbert.errors import UserError
-from fastbert.finetuning.setup import fingerprint_of_weights
-from fastbert.hub.load import load_pretrained
 from fastbert.pretraining.branch import branch
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.pretrain import pretrain
@@ -25,16 +21,9 @@ from fastbert.studies.engine.outcomes import RUN, ended, failure
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.evaluate_jobs import EVALUATE, check_evaluated
 from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
-from fastbert.training.logbook import read_metrics
-from fastbert.training.splits import OWN, named_folders, record_split
+from fastbert.studies.shared.pretrain_jobs import BRANCH, check_trained, initial_weights, trained_outcome
+from fastbert.training.splits import named_folders
 
-PRETRAIN, BRANCH = "pretrain", "branch"  # the kinds of these jobs
-_NO_FIGURES = ("split", "tokens", "length")
-_LOSS = {"loss": (float, type(None))}
-_TRAINED = {
-    **{"model": str, "task": str, "seed": int, "precision": str, "seconds": float, "objective": str},
-    "validations": [{"step": int, **_LOSS, "splits?": {str: _LOSS}}],
-}
 CHANGED = ("the data changed after the ablation had started", "run it again once nothing changes the data")
 
 
@@ -59,45 +48,7 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
         data_fingerprint(open_dataset(folder)) != identity["validation"][name] for name, folder in fixed.items()
     ):
         return failure(*CHANGED)
-    first, last = manifest["sessions"][0], manifest["sessions"][-1]
-    validations = validations_of(read_metrics(out / "metrics.jsonl"), list(fixed))
-    if None in (values["loss"] for values in (validations[-1], *validations[-1].get("splits", {}).values())):
-        return failure("its last validation loss is not finite", "give the variant a lower learning rate")
-    return {
-        "status": "done",
-        "precision": last["resolved"]["precision"],
-        # Seconds of earlier sessions, without the trunk's, which a branch inherits.
-        "seconds": last.get("from_seconds", 0.0) - first.get("from_seconds", 0.0),
-        "result": {
-            "objective": options.objective,
-            "validations": validations,
-            "unigram_entropy": read_json(out / "report" / "summary.json", "the job's summary")["unigram_entropy"],
-            "device": last["resolved"]["device"],
-        },
-    }
-
-
-def validations_of(records: Sequence[Mapping[str, Any]], fixed: Sequence[str]) -> list[dict[str, Any]]:
-    """Figures of each validation of a training from its records, in the order of the steps: those of its own held-out
-    documents and, under `splits`, those of the fixed splits of the ablation by name."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for record in records:
-        figures = {name: value for name, value in record.items() if name not in _NO_FIGURES}
-        found.setdefault(record["split"], {})[record["step"]] = figures
-    validations = list(found[OWN].values())
-    for validation in validations if fixed else ():
-        step = validation["step"]
-        others = {name: found[record_split(PREFIX + name)][step] for name in fixed}
-        validation["splits"] = {
-            name: {figure: value for figure, value in figures.items() if figure != "step"}
-            for name, figures in others.items()
-        }
-    return validations
-
-
-def initial_weights(init_from: str) -> str:
-    """Hash of the weights that a training starts from, eight hexadecimal digits."""
-    return fingerprint_of_weights(load_pretrained(init_from), ("encoder.", "head."))
+    return trained_outcome(out, options.objective, {PREFIX + name: name for name in fixed})
 
 
 def check_ablation_row(row: ResultRow, where: str) -> None:
@@ -106,6 +57,4 @@ def check_ablation_row(row: ResultRow, where: str) -> None:
     if kind in (FINETUNE, EVALUATE):
         (check_tuned if kind == FINETUNE else check_evaluated)(row, where)
         return
-    check(row, _TRAINED, where)
-    if not row["validations"]:
-        raise UserError(f"{where} is damaged: validations is empty")
+    check_trained(row, where)

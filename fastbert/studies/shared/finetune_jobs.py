@@ -153,8 +153,9 @@ def finetune_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
 def changed_since(job: dict[str, Any], out: Path) -> str | None:
     """Name of the input (model, tokenizer or data) of the fine-tuning in `out` that differs from the plan, or None."""
     science = read_json(out / MANIFEST, "the job's manifest", {"science": dict})["science"]
-    planned = {"model": science.get("model"), **job["identity"]}  # a job that depends on another has no model yet
-    return next((name for name in ("model", "tokenizer", "data") if science.get(name) != planned[name]), None)
+    planned = job["identity"]  # of a job that depends on another, the model is not known
+    names = (name for name in ("model", "tokenizer", "data") if name in planned)
+    return next((name for name in names if science.get(name) != planned[name]), None)
 
 
 def check_tuned(row: ResultRow, where: str) -> None:

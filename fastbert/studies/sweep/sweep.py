@@ -26,10 +26,11 @@ from fastbert.studies.shared.evaluate_jobs import EVALUATE, check_evaluated
 from fastbert.studies.shared.finetune_jobs import FINETUNE, check_tuned
 from fastbert.studies.shared.grid import AXES, StudyGrid
 from fastbert.studies.shared.report import provenance
+from fastbert.studies.shared.tuning_report import printed_scores
 from fastbert.studies.sweep.options import SweepOptions
 from fastbert.studies.sweep.slices_report import slices_table, write_slices
 from fastbert.studies.sweep.sweep_plan import SweepPlan, plan_sweep
-from fastbert.studies.sweep.sweep_report import dev_ensembles, format_job, printed_scores, write_sweep_report
+from fastbert.studies.sweep.sweep_report import dev_ensembles, format_job, write_sweep_report
 from fastbert.studies.sweep.zero_shot_report import ZeroShotResults, printed_zero_shot
 
 SWEEP = "sweep"
