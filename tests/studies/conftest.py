@@ -104,7 +104,7 @@ import time
 from fastbert.errors import UserError
 
 def run(job, out):
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     (out / "process").write_text(str(os.getpid()))
     if job["options"].get("fails"):
         raise UserError("as asked")

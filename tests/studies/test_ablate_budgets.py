@@ -165,7 +165,7 @@ def reported(planned, monkeypatch, tmp_path):
         steps = {(point.job, point.fraction): point.steps for points in study.points.values() for point in points}
         for job in (job for job in study.jobs if job.kind == EVALUATE):
             slope = {"a": 1e-3, "b": 2e-3, "c": 0.8e-3}[job.model] * (1 + 1e-6 * job.seed * (job.model != "a"))
-            accuracy = slope * steps[job.after, job.setting["at"]] + 1e-6 * job.seed**2
+            accuracy = slope * steps[job.after[0], job.setting["at"]] + 1e-6 * job.seed**2
             figures = {"accuracy": accuracy, "phenomena": {}, "ties": 0, "score": "pll", "other_scores": {}}
             rows[job.id] |= {"pairs": figures}
         report_ablation(tmp_path / "out", "known", ablation, AblationResults(study, rows))

@@ -141,7 +141,7 @@ def test_annealing(planned) -> None:
     trunk, early = study.jobs[:2]
     assert [job.kind for job in study.jobs] == ["pretrain", "branch"] * 2
     assert trunk.options["milestones"] == "20" and early.options["milestones"] is None
-    assert early.after == trunk.id and early.identity["start"] == 20 and trunk.identity["start"] == 0
+    assert early.after == (trunk.id,) and early.identity["start"] == 20 and trunk.identity["start"] == 0
     for job, start, steps in ((early, 20, 25), (trunk, 40, 50)):
         assert job.options["steps"] == steps
         schedule = job.options["schedule"]
@@ -209,12 +209,12 @@ def test_all_variants_read_the_same_data(corpus, planned, tmp_path, monkeypatch)
 def test_jobs_wait_for_what_they_need(planned) -> None:
     _, study = planned(variants={"a": None, "b": {"norm": "pre"}}, anneal={"points": [0.3, 0.5, 1.0]})
     rows: dict[str, dict] = {}
-    last = replace(study.jobs[1], id="last", after=study.jobs[1].id)  # needs a branch of the first trunk
+    last = replace(study.jobs[1], id="last", after=(study.jobs[1].id,))  # needs a branch of the first trunk
     queue = startable([*study.jobs, last], rows)
     trunks = [job for job in study.jobs if job.kind == "pretrain"]
     assert [next(queue), next(queue), next(queue)] == [*trunks, None]
     rows[trunks[1].id] = {"status": "done"}
-    assert [next(queue).after, next(queue).after] == [trunks[1].id] * 2
+    assert [next(queue).after, next(queue).after] == [(trunks[1].id,)] * 2
     assert next(queue) is None
     rows[trunks[0].id] = {"status": "failed"}
     assert next(queue, "the end") == "the end"
@@ -416,13 +416,16 @@ def test_failures_are_reported(planned, tmp_path, capsys) -> None:
     rows = losses(study, {"a": 1.0, "b": 0.5})
     broken = next(job for job in study.jobs if job.model == "b" and job.seed == 1)
     rows[broken.id] |= {"status": "failed", "reason": "it diverged", "fix": "", "log": ["the end"]}
+    skipped = {"status": "not run", "reason": "not run: pretraining, b, seed 1 failed", "fix": "", "log": []}
     for job in study.jobs:
-        if job.after == broken.id:
-            del rows[job.id]
+        if job.after == (broken.id,):
+            rows[job.id] |= skipped
+    del rows[study.jobs[-1].id]  # the ablation was stopped before this job
     results = AblationResults(study, rows)
     assert report_ablation(tmp_path / "out", "broken", ablation, results) == 1
     captured = capsys.readouterr()
-    assert "FAILED pretraining, b, seed 1\n  it diverged" in captured.err and "2 jobs did not run" in captured.err
+    assert "FAILED pretraining, b, seed 1\n  it diverged" in captured.err
+    assert "NOT RUN annealing, b, seed 1: pretraining, b, seed 1 failed" in captured.err
     report = (tmp_path / "out" / "report" / "report.md").read_text()
-    assert "it diverged" in report and "2 more jobs did not run" in report
+    assert "it diverged" in report and "1 job did not run: pretraining, b, seed 1 failed. 1 more job did not" in report
     assert sorted(results.measures[0].finals("b")) == [0] and Path(tmp_path / "out" / "report" / "report.html").exists()

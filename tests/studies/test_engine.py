@@ -9,9 +9,10 @@ import pytest
 from fastbert.errors import UserError
 from fastbert.studies.engine import backends
 from fastbert.studies.engine.backends import may_use_gpus, start, visible_gpus
-from fastbert.studies.engine.events import run_events
+from fastbert.studies.engine.events import run_events, startable
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.options import EngineOptions
+from fastbert.studies.engine.outcomes import print_failures
 from fastbert.studies.engine.ray_backend import run_ray, run_remotely
 from fastbert.studies.engine.store import ResultStore
 from tests.gpus import report_gpus
@@ -27,23 +28,71 @@ def opened(out: Path, jobs: list) -> ResultStore:
 
 
 def test_a_graph_of_jobs_of_a_new_kind(tmp_path, monkeypatch, capsys) -> None:
-    """Jobs name their runner; each starts once the one it needs is done. The worker that replaces that of a failed job
-    has its GPU, while the other one is at work on its own."""
+    """Jobs name their runner; each starts once all that it depends on are done. The worker that replaces that of a
+    failed job has its GPU, while the other one is at work on its own."""
     write_toy_runner(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-7, -1, 3")
-    jobs = [toy_job("a", options={"fails": True}), toy_job("b", options={"with": "c"}), toy_job("c")]
-    jobs += [toy_job("d", after="a"), toy_job("e", after="b")]
+    jobs = [toy_job("a", task="u", options={"fails": True}), toy_job("b", options={"with": "c"}), toy_job("c")]
+    jobs += [toy_job("d", after=("c", "a")), toy_job("e", after=("b", "c")), toy_job("f", after=("e", "d"))]
     store = opened(tmp_path / "out", jobs)
     live = LiveStatus(jobs, store.rows, lambda row: ("gpu", 0.0))
     assert run_events(start(EngineOptions(workers=2), store.remaining, store, 3), store, live) == 0
-    rows = opened(tmp_path / "out", jobs).rows
-    assert set(rows) == {"a", "b", "c", "e"} and rows["a"]["reason"] == "as asked" and rows["b"]["kind"] == "toy"
+    error = capsys.readouterr().err
+    assert "2 jobs did not run: u, m, seed 0 failed\n" in error
+    assert "3 of 6 done, 0 running, 1 failed, 2 not run, 0 left" in error
+    store = opened(tmp_path / "out", jobs)
+    rows = store.rows
+    assert {name: rows[name]["status"] for name in "abcdef"} == {
+        **{"a": "failed", "d": "not run", "f": "not run"},
+        **dict.fromkeys("bce", "done"),
+    }
+    assert rows["a"]["reason"] == "as asked" and rows["b"]["kind"] == "toy"
+    skipped = {"reason": "not run: u, m, seed 0 failed", "fix": "", "log": [], "seconds": None}
+    assert rows["d"] | skipped == rows["d"] and rows["f"] | skipped == rows["f"]
+    assert [job.id for job in store.remaining] == ["a", "d", "f"] and "; 1 failed before" in store.done_before
     assert rows["e"]["before"] == ["a", "b", "c", "e"]
     assert [rows[name]["CUDA_VISIBLE_DEVICES"] for name in "bc"] == ["GPU-7", "5"]
     assert rows["b"]["OMP_NUM_THREADS"] == "3"
     process = {name: (tmp_path / "out" / "jobs" / name / "run" / "process").read_text() for name in "abce"}
     assert process["a"] not in {process[name] for name in "bce"}
-    assert "3 of 5 done, 0 running, 1 failed" in capsys.readouterr().err
+    jobs[0] = toy_job("a", task="u")  # the next call tries again
+    store = opened(tmp_path / "out", jobs)
+    for job in (remaining := store.remaining):
+        del store.rows[job.id]
+    events = start(EngineOptions(workers=2), remaining, store, 3)
+    assert run_events(events, store, LiveStatus(jobs, store.rows, lambda row: ("gpu", 0.0))) == 0
+    assert all(store.is_done(job) for job in jobs)
+    with pytest.raises(ValueError, match="t, m, seed 0 depends on b"):
+        start(EngineOptions(), [toy_job("a", after=("b",)), toy_job("b")], opened(tmp_path / "other", jobs), 1)
+
+
+def test_a_job_waits_for_all_that_it_depends_on() -> None:
+    rows: dict[str, dict] = {}
+    jobs = [toy_job("a"), toy_job("b"), toy_job("c", after=("a", "b")), toy_job("d", after=("c",))]
+    queue = startable(jobs, rows)
+    assert [next(queue), next(queue), next(queue)] == [*jobs[:2], None]
+    rows["a"] = {"status": "done"}
+    assert next(queue) is None
+    rows["b"] = {"status": "done"}
+    assert [next(queue), next(queue)] == [jobs[2], None]
+    rows["c"] = {"status": "failed"}
+    assert next(queue, "the end") == "the end"
+
+
+def test_failures_and_what_they_prevented_are_printed(capsys) -> None:
+    """One by one up to three jobs for each failure, counted beyond."""
+    failed = {"task": "t", "model": "m", "status": "failed", "reason": "as asked", "fix": "", "log": []}
+    rows = [failed | {"seed": 0}, failed | {"seed": 1}]
+    for count, cause in ((3, "t, m, seed 0"), (4, "t, m, seed 1")):
+        lost = {"status": "not run", "reason": f"not run: {cause} failed"}
+        rows += [failed | lost | {"task": f"u{number}", "seed": cause[-1]} for number in range(count)]
+    assert print_failures(rows, 12, lambda row: f"seed {row['seed']}") == 1
+    error = capsys.readouterr().err
+    assert error.count("FAILED") == 2 and "2 of 12 jobs failed, 7 did not run; the same command" in error
+    listed = [line for line in error.splitlines() if line.startswith("NOT RUN")]
+    assert listed == [f"NOT RUN u{number}, m, seed 0: t, m, seed 0 failed" for number in range(3)]
+    assert "\n4 jobs did not run: t, m, seed 1 failed\n" in error
+    assert print_failures([], 12, str) == 0
 
 
 def test_gpus_take_turns(tmp_path, monkeypatch) -> None:
@@ -156,11 +205,12 @@ def test_ray_jobs_that_continue_from_each_other(tmp_path, monkeypatch) -> None:
     outcomes = {"a": done, "b": {"status": "failed", "reason": "as asked", "fix": "", "log": []}}
     monkeypatch.setattr(backends, "connect", lambda *given: ray)
     ray, options = ToyRay(1, lambda job, folder: Outcome(outcomes[job["id"]])), EngineOptions(backend="ray")
-    jobs = [toy_job("a"), toy_job("b", after="a"), toy_job("c", after="b")]
+    jobs = [toy_job("a"), toy_job("b", after=("a",)), toy_job("c", after=("b",))]
     store = opened(tmp_path / "out", jobs)
     events = start(options, jobs, store, 1, in_place=True, timed_on="cuda")
     assert run_events(events, store, LiveStatus(jobs, {}, lambda row: ("", 0.0))) == 0
-    assert [asked["job"] for asked in ray.asked] == ["a", "b"] and set(store.rows) == {"a", "b"}
+    assert [asked["job"] for asked in ray.asked] == ["a", "b"]
+    assert [store.rows[name]["status"] for name in "abc"] == ["done", "failed", "not run"]
     assert [Path(asked["folder"]) for asked in ray.asked] == [tmp_path / "out" / "jobs" / name for name in "ab"]
     assert (tmp_path / "out" / "jobs" / "a").is_dir()
     with pytest.raises(UserError, match="the steps were timed on this machine, which has no GPU"):

@@ -238,7 +238,7 @@ def test_which_checkpoints_are_evaluated(evaluated, tmp_path) -> None:
     for job in jobs:
         point = points[job.model, job.seed, job.setting["at"]]
         run = tmp_path / "out" / "jobs" / point.job / "run"
-        assert job.after == point.job and job.options["model"] == f"{run}/checkpoints/step-{point.steps:08d}"
+        assert job.after == (point.job,) and job.options["model"] == f"{run}/checkpoints/step-{point.steps:08d}"
         assert job.options["machine"]["threads"] == 1
     _, last = evaluated(evaluate_at=[1.0])
     assert [job.setting["at"] for job in last.jobs if job.kind == "evaluate"] == [1.0] * 5

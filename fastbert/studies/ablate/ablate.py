@@ -107,13 +107,13 @@ def describe_ablation(ablation: Ablation, plan: AblationPlan) -> dict[str, Any]:
 def rerun_lost_trainings(store: ResultStore) -> None:
     """Removes the rows of trainings whose checkpoints a remaining job needs but which are missing: they run again."""
     needed, lost = set(), 0
-    for job in reversed(store.jobs):  # a job comes after the one it depends on
+    for job in reversed(store.jobs):  # a job comes after those that it depends on
         checkpoints = store.out / JOBS / job.id / RUN / "checkpoints"
         if job.id in needed and store.is_done(job) and not checkpoints.is_dir():
             del store.rows[job.id]
             lost += 1
-        if job.after and not store.is_done(job):
-            needed.add(job.after)
+        if not store.is_done(job):
+            needed.update(job.after)
     if lost:
         echo(f"the checkpoints of {plural(lost, 'earlier training')} are missing; they will run again")
 
@@ -135,7 +135,7 @@ def counted_kinds(plan: AblationPlan) -> str:
 
 
 def run_remaining(plan: AblationPlan, store: ResultStore, threads: int, options: AblateOptions) -> int:
-    """Runs the remaining jobs, each after the one it depends on.
+    """Runs the remaining jobs, each after those that it depends on.
 
     Returns:
         0, or the exit code after a signal.
@@ -184,6 +184,4 @@ def report_ablation(out: Path, name: str, ablation: Ablation, results: AblationR
         if results.losses and results.objective.second_network:
             echo(f"validation loss: {DIFFERENT_INPUTS}")
     print(f"{out / RESULTS}\n{folder / 'report.html'}")
-    if failed and (missing := total - len(done) - len(failed)):
-        echo(f"{plural(missing, 'job')} did not run: the jobs they need have failed, or the ablation was stopped")
     return print_failures(failed, total, lambda row: f"seed {row['seed']}")

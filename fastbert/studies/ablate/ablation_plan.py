@@ -66,7 +66,7 @@ class AblationPlan:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """`timing_key` -> seconds per step in each timing round."""
     jobs: list[Job] = field(default_factory=list)
-    """Ordered by seed, then by variant; a job comes after the one it depends on."""
+    """Ordered by seed, then by variant; a job comes after those that it depends on."""
     points: dict[str, list[MeasuredPoint]] = field(default_factory=dict)
     """Variant -> its measured points, of all seeds."""
     tasks: dict[str, Columns] = field(default_factory=dict)
@@ -321,7 +321,7 @@ def _pretraining(
         runner="fastbert.studies.ablate.pretrain_jobs:pretrain_job",
         kind=PRETRAIN if trunk is None else BRANCH,
         device=machine.device,
-        after=trunk and trunk.id,
+        after=() if trunk is None else (trunk.id,),
     )
 
 
@@ -367,7 +367,7 @@ def finetunings(
                 identity = described | {"seed": seed, "pretraining": point.job, "step": point.steps}
                 setting = {**tuning.setting, "at": point.fraction, "trial": trial}
                 job = tuning_of_checkpoint.job(variant.name, task.name, seed, identity)
-                jobs.append(replace(job, seed=point.seed, setting=setting, after=point.job))
+                jobs.append(replace(job, seed=point.seed, setting=setting, after=(point.job,)))
     return jobs
 
 
@@ -413,7 +413,7 @@ def evaluation_of(variant: PlannedVariant, evaluation: PlannedEvaluation, point:
         {"pretraining": point.job, "step": point.steps},
         seed=point.seed,
         setting={"at": point.fraction},
-        after=point.job,
+        after=(point.job,),
     )
 
 

@@ -37,6 +37,7 @@ from fastbert.studies.ablate.fixed_splits import shown_splits
 from fastbert.studies.ablate.learned import add_learned, changed_options, data_table, described_changes
 from fastbert.studies.ablate.measures import ZERO_SHOT, AblationResults
 from fastbert.studies.ablate.options import UNITS, Ablation
+from fastbert.studies.engine.outcomes import by_reason, parted, sentence_not_run
 from fastbert.studies.shared.comparison import SETTING, format_setting
 from fastbert.studies.shared.evaluate_jobs import evaluated_table
 from fastbert.studies.shared.finetune_jobs import FINETUNE
@@ -358,12 +359,12 @@ def _costs(report: ReportPage, results: AblationResults) -> None:
 
 def _failed(report: ReportPage, results: AblationResults) -> None:
     report.heading("Missing jobs")
-    if failed := results.failed:
+    failed, not_run = parted(results.failed)
+    if failed:
         rows = [[row["task"], row["model"], str(row["seed"]), row["reason"]] for row in failed]
         report.table(Table(["job", "variant", "seed", "reason"], rows))
-    waiting = len(results.plan.jobs) - len(results.done) - len(failed)
-    more = f"{plural(waiting, 'more job')} did not run: the jobs they need have failed, or the ablation was stopped. "
-    report.text(
-        (more if waiting else "")
-        + "The same command runs the missing jobs. Seeds without a final value are left out above."
-    )
+    lines = [sentence_not_run(rows) for rows in by_reason(not_run)]
+    if waiting := len(results.plan.jobs) - len(results.done) - len(results.failed):
+        lines.append(f"{plural(waiting, 'more job')} did not run: the ablation was stopped")
+    lines += ["The same command runs the missing jobs", "Seeds without a final value are left out above"]
+    report.text("".join(f"{line}. " for line in lines).strip())

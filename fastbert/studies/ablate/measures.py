@@ -56,7 +56,8 @@ class AblationResults:
         found: dict[tuple[str, float], list[ResultRow]] = {}
         for job in self.plan.jobs:
             if job.kind == FINETUNE and job.id in self.done:
-                found.setdefault((job.after, job.setting["at"]), []).append(self.done[job.id])
+                (training,) = job.after
+                found.setdefault((training, job.setting["at"]), []).append(self.done[job.id])
         return found
 
     @property
@@ -70,7 +71,8 @@ class AblationResults:
         for job in self.plan.jobs:
             if job.kind == EVALUATE and job.id in self.done:
                 key = job.identity["evaluation"]
-                found[key, job.after, job.setting["at"]] = self.done[job.id][key]
+                (training,) = job.after
+                found[key, training, job.setting["at"]] = self.done[job.id][key]
         return found
 
     # --- validation

@@ -36,7 +36,8 @@ def pretrain_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     if not begun:
         shutil.rmtree(out, ignore_errors=True)
         if job["kind"] == BRANCH:
-            branch(out.parent.parent / job["after"] / RUN, job["identity"]["start"], options, out)
+            (trunk,) = job["after"]
+            branch(out.parent.parent / trunk / RUN, job["identity"]["start"], options, out)
             begun = True
     code = pretrain(replace(options, resume=begun), "ablate")
     if code:

@@ -69,13 +69,13 @@ def rerun_lost_rounds(store: ResultStore) -> None:
     A round's model is removed when the next one is finished. Another study of the same folder may continue from it.
     """
     needed, lost = set(), 0
-    for job in reversed(store.jobs):  # a job comes after the one it depends on
+    for job in reversed(store.jobs):  # a job comes after those that it depends on
         done = store.is_done(job)
         if done and job.id in needed and not (store.out / JOBS / job.id / RUN / MODEL).is_dir():
             del store.rows[job.id]
             done, lost = False, lost + 1
-        if not done and job.after is not None and job.kind == ROUND:
-            needed.add(job.after)
+        if not done and job.kind == ROUND:
+            needed.update(job.after)
     if lost:
         echo(
             f"the models of {plural(lost, 'finished round')}, from which others continue, were removed: they run again"

@@ -139,7 +139,7 @@ class Chains:
             runner="fastbert.studies.active.round_job:round_job",
             kind=kind,
             device=self.finetune.machine.device,
-            after=after,
+            after=() if after is None else (after,),
         )
 
 

@@ -12,6 +12,7 @@ from fastbert.report.page import Table
 from fastbert.report.report_page import ReportPage
 from fastbert.studies.active.curves import Curves
 from fastbert.studies.active.plan import ActivePlan
+from fastbert.studies.engine.outcomes import by_reason, parted, sentence_not_run
 from fastbert.studies.engine.store import ResultRow
 from fastbert.studies.shared.plots import add_legend, new_panels, series_style, style_axes
 from fastbert.studies.shared.report import difference, interval, p_value, percent, short_count
@@ -23,8 +24,9 @@ def write_active_report(report: ReportPage, plan: ActivePlan, curves: Curves, fa
     """Adds all sections to the page, and writes the plots.
 
     Args:
-        failed: rows of failed jobs.
+        failed: rows of the jobs that failed, or did not run because another one failed.
     """
+    failed, not_run = parted(failed)
     chains = sum(map(len, curves.chains.values()))
     total = sum(len(learner.seeds) for learner in plan.study.learners)
     report.text(
@@ -50,7 +52,8 @@ def write_active_report(report: ReportPage, plan: ActivePlan, curves: Curves, fa
         report.heading("Failed jobs")
         rows = [[row["model"], f"{row['labels']}", f"{row['seed']}", row["reason"]] for row in failed]
         report.table(Table(["learner", "labels", "seed", "reason"], rows))
-        report.text("The same command runs them again, and the rounds that follow them.")
+        lines = [sentence_not_run(rows) for rows in by_reason(not_run)]
+        report.text("".join(f"{line}. " for line in (*lines, "The same command runs all of them")).strip())
 
 
 def scores_table(curves: Curves) -> Table:

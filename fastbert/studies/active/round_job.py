@@ -102,7 +102,7 @@ class Round:
 
 def round_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """`JobRunner` of rounds and final trainings. Files of an attempt that did not finish are removed."""
-    previous = None if job["after"] is None else out.parents[1] / job["after"] / RUN
+    (previous,) = [out.parents[1] / before / RUN for before in job["after"]] or [None]
     record = finished(out, job)
     if record is None:
         texts = open_texts_of(job["options"])

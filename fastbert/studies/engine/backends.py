@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from fastbert.errors import UserError
 from fastbert.ray_cluster import connect, has_gpus
-from fastbert.studies.engine.events import Event, startable
+from fastbert.studies.engine.events import Event, check_order, startable
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.local import run_local
 from fastbert.studies.engine.options import EngineOptions
@@ -21,7 +21,7 @@ def start(
     in_place: bool = False,
     timed_on: str | None = None,
 ) -> Iterator[Event]:
-    """Starts the back end on `jobs`, which are ordered so that each comes after the one it depends on.
+    """Starts the back end on `jobs`, which are ordered so that each comes after all that it depends on.
 
     Args:
         threads: CPU threads of each job.
@@ -30,7 +30,9 @@ def start(
 
     Raises:
         UserError: Ray cannot be used, or its jobs would run on another type of device.
+        ValueError: the jobs are in another order.
     """
+    check_order(jobs, store.rows)
     order = startable(jobs, store.rows)
     if options.backend == "local":
         gpus = visible_gpus() if may_use_gpus(jobs) else []

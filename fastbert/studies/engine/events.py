@@ -1,13 +1,13 @@
 """Event loop of a study: runs the jobs in an order that their dependencies allow, until all have ended or a signal
 stops the study."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.live_status import LiveStatus
-from fastbert.studies.engine.store import ResultRow, ResultStore
+from fastbert.studies.engine.store import ResultRow, ResultStore, is_done
 from fastbert.training.interrupts import Interrupts
 
 TICK = 0.5  # seconds
@@ -17,16 +17,34 @@ Event = tuple[Job, dict[str, Any] | None] | None
 """(job, None) when a job has begun, (job, outcome) when it has ended, None after a while without events."""
 
 
-def startable(remaining: list[Job], rows: dict[str, ResultRow]) -> Iterator[Job | None]:
-    """Yields the jobs in their order, each once the one it depends on is done; None while all remaining jobs must wait.
-    Jobs that depend on a failed one are skipped."""
+def check_order(jobs: Sequence[Job], rows: Mapping[str, ResultRow]) -> None:
+    """Checks that each job comes after all jobs that it depends on, so that none waits forever.
+
+    Raises:
+        ValueError: one of them comes later, is missing, or ended before without being done.
+    """
+    known = {key for key, row in rows.items() if is_done(row)}
+    for job in jobs:
+        if missing := [key for key in job.after if key not in known]:
+            raise ValueError(f"{title(job)} depends on {', '.join(missing)}, which is no earlier job of the study")
+        known.add(job.id)
+
+
+def startable(remaining: Sequence[Job], rows: Mapping[str, ResultRow]) -> Iterator[Job | None]:
+    """Yields the jobs in their order, each once all that it depends on are done; None while all remaining jobs must
+    wait. Jobs that depend on one that failed, directly or through others, are skipped.
+
+    Args:
+        remaining: jobs, each after those that it depends on.
+        rows: rows by job id; read again whenever a job is requested.
+    """
     waiting, lost = list(remaining), set()
     while waiting:
-        for job in waiting:  # a job comes after the one it depends on
-            if job.after in lost or (job.after in rows and rows[job.after]["status"] == "failed"):
+        for job in waiting:
+            if any(key in lost or (key in rows and not is_done(rows[key])) for key in job.after):
                 lost.add(job.id)
         waiting = [job for job in waiting if job.id not in lost]
-        found = next((job for job in waiting if job.after is None or job.after in rows), None)
+        found = next((job for job in waiting if all(key in rows for key in job.after)), None)
         if found:
             waiting.remove(found)
         if waiting or found:
@@ -34,7 +52,8 @@ def startable(remaining: list[Job], rows: dict[str, ResultRow]) -> Iterator[Job 
 
 
 def run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) -> int:
-    """Stores the outcome of each job that ends, and shows progress.
+    """Stores the outcome of each job that ends, and shows progress. The jobs that depend on one that failed, directly
+    or through others, end with it as not run.
 
     Returns:
         0, or the exit code after a signal.
@@ -46,6 +65,8 @@ def run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) ->
             if outcome is not None and not (stopped and outcome["status"] == "failed"):
                 # A signal to the process group also ends the running jobs; these have not failed.
                 live.ended(job, store.add(job, outcome))
+                if outcome["status"] == "failed":
+                    live.skipped(job, store.skip(job))
             elif job is not None and outcome is None:
                 live.begun(job)
             else:

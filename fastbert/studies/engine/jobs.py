@@ -53,11 +53,11 @@ class Job:
     """Kind of the job in results.jsonl."""
     device: str = "auto"
     """Option machine.device of the job: auto, cpu, cuda or cuda:N."""
-    after: str | None = None
-    """Id of the job that it depends on, if any."""
+    after: tuple[str, ...] = ()
+    """Ids of the jobs that it depends on: it starts once all of them are done."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"after": list(self.after)}
 
 
 def title(job: Job) -> str:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from fastbert.errors import visible
+from fastbert.errors import plural, visible
 from fastbert.progress import on_terminal
 from fastbert.streams import echo
 from fastbert.studies.engine.jobs import Job, title
@@ -32,6 +32,7 @@ class LiveStatus:
         self.jobs, self.measured, self.without_values = jobs, measured, without_values
         self.done: dict[str, ResultRow] = {job.id: rows[job.id] for job in jobs if is_done(rows.get(job.id))}
         self.failed: list[Job] = []
+        self.not_run: list[Job] = []
         self.running: dict[str, tuple[Job, float]] = {}
         self._start = time.monotonic()
         self._work = 0.0  # cost of the jobs that have ended in this call
@@ -76,6 +77,13 @@ class LiveStatus:
             echo(f"  {self.status()}")
         self.tick()
 
+    def skipped(self, failed: Job, jobs: Sequence[Job]) -> None:
+        """Counts the jobs that do not run because `failed` did."""
+        if jobs:
+            self.not_run += jobs
+            self._print(f"{plural(len(jobs), 'job')} did not run: {title(failed)} failed")
+            self.tick()
+
     def tick(self) -> None:
         """Refreshes the table, if there is one."""
         if self._live:
@@ -88,13 +96,14 @@ class LiveStatus:
             echo(text)
 
     def status(self) -> str:
-        left = len(self.jobs) - len(self.done) - len(self.failed) - len(self.running)
+        left = len(self.jobs) - sum(map(len, (self.done, self.failed, self.not_run, self.running)))
         words = [f"{len(self.done)} of {len(self.jobs)} done", f"{len(self.running)} running"]
-        words += [f"{len(self.failed)} failed", f"{left} left"]
+        words += [f"{len(self.failed)} failed", *([f"{len(self.not_run)} not run"] if self.not_run else [])]
+        words.append(f"{left} left")
         elapsed = time.monotonic() - self._start
         if self._ended:
             words.append(f"{60 * self._ended / elapsed:.3g} jobs/min")
-            out = {job.id for job in self.failed} | self.done.keys()
+            out = {job.id for job in (*self.failed, *self.not_run)} | self.done.keys()
             work = sum(job.cost for job in self.jobs if job.id not in out)
             if work and self._work:
                 words.append(f"{_clock(elapsed * work / self._work)} left")
@@ -117,11 +126,12 @@ class LiveStatus:
     def _cell(self, model: str, task: str) -> str:
         here = [job for job in self.jobs if job.model == model and job.task == task]
         done = [self.measured(self.done[job.id])[1] for job in here if job.id in self.done]
-        failed = sum(job in self.failed for job in here)
+        failed, not_run = (sum(job in ended for job in here) for ended in (self.failed, self.not_run))
         shown = done and (model, task) not in self.without_values
         return (
             f"{len(done)}/{len(here)}"
             + (f" {failed} failed" if failed else "")
+            + (f" {not_run} not run" if not_run else "")
             + (f"  {statistics.median(done):.4f}" if shown else "")
         )
 

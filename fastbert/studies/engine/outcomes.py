@@ -1,16 +1,18 @@
 """Outcomes of jobs: the reason for a failure and how to fix it, from the error, the exit code or the log."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import message_of
+from fastbert.errors import message_of, plural
 from fastbert.streams import echo
 from fastbert.system_errors import NO_MEMORY, out_of_memory, user_error
 
 LOG, RUN = "log.txt", "run"  # in the folder of a job
 TAIL = 15  # lines of a log that are shown after a failure
+LISTED = 3  # jobs that are listed one by one if they did not run because of the same failure
+NOT_RUN = "not run"  # status of a job that did not start because a job that it depends on failed
 JOB_MEMORY_REMEDY = (
     "use fewer --workers, or reduce the memory of a job: lower machine: micro_batch_size (the results stay the same), "
     "or for fine-tuning max_length"
@@ -72,19 +74,49 @@ def tail(path: Path) -> list[str]:
 
 
 def print_failures(failed: list[dict[str, Any]], total: int, shown: Callable[[dict[str, Any]], str]) -> int:
-    """Prints the reasons of failures; returns the exit code.
+    """Prints the reasons of failures, and the jobs that did not run because of them; returns the exit code.
 
     Args:
-        failed: their rows in results.jsonl.
+        failed: rows in results.jsonl of the jobs that failed or did not run.
         total: number of jobs of the study.
         shown: row -> text that distinguishes a job from others of its model and task.
     """
+    failed, not_run = parted(failed)
     for row in failed:
         log = "".join(f"\n    {line}" for line in row["log"])
         fix = f"\n  to fix it: {row['fix']}" if row["fix"] else ""
         echo(f"\nFAILED {row['task']}, {row['model']}, {shown(row)}\n  {row['reason']}{fix}")
         if log:
             echo(f"  the end of {Path(row['folder']) / LOG}:{log}")
-    if failed:
-        echo(f"\n{len(failed)} of {total} jobs failed; the same command runs them again")
-    return 1 if failed else 0
+    if not_run:
+        echo("")
+    for rows in by_reason(not_run):
+        if len(rows) > LISTED:
+            echo(sentence_not_run(rows))
+            continue
+        for row in rows:
+            echo(f"NOT RUN {row['task']}, {row['model']}, {shown(row)}: {row['reason'].removeprefix(f'{NOT_RUN}: ')}")
+    if failed or not_run:
+        more = f", {len(not_run)} did not run" if not_run else ""
+        echo(f"\n{len(failed)} of {total} jobs failed{more}; the same command runs them again")
+    return 1 if failed or not_run else 0
+
+
+def parted(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of jobs that are not done: those that failed, and those that did not run because another one failed."""
+    rows = list(rows)
+    not_run = [row for row in rows if row["status"] == NOT_RUN]
+    return [row for row in rows if row["status"] not in ("done", NOT_RUN)], not_run
+
+
+def by_reason(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Groups of the rows of jobs that did not run because of the same failed job, in their order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["reason"], []).append(row)
+    return list(found.values())
+
+
+def sentence_not_run(rows: Sequence[dict[str, Any]]) -> str:
+    """Sentence with the number of jobs of a group of `by_reason`, and the failed job."""
+    return f"{plural(len(rows), 'job')} did {rows[0]['reason']}"

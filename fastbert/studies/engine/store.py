@@ -10,7 +10,8 @@ from fastbert.errors import LINE, UserError
 from fastbert.files import atomic_file, contents, refuse_link, remove_leftovers
 from fastbert.inputs import read_input
 from fastbert.records import check, finite_or_none, json_text, parse_json, read_sealed, seal_of, write_sealed
-from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.jobs import Job, title
+from fastbert.studies.engine.outcomes import NOT_RUN, failure, parted
 from fastbert.training.hardware import describe_machine
 
 RESULTS, JOBS = "results.jsonl", "jobs"
@@ -85,6 +86,25 @@ class ResultStore:
 
     def add(self, job: Job, outcome: dict[str, Any]) -> ResultRow:
         """Writes the row of a job that has ended, and returns it."""
+        self.rows[job.id] = self._row(job, outcome)
+        self.write()
+        return self.rows[job.id]
+
+    def skip(self, failed: Job) -> list[Job]:
+        """Writes rows for the jobs that depend on `failed`, directly or through others, and returns these jobs: they
+        did not run. The reason names `failed`, even where they depend on it through others."""
+        lost, found = {failed.id}, []
+        for job in self.jobs:  # a job comes after those that it depends on
+            if lost.intersection(job.after) and job.id not in self.rows:
+                lost.add(job.id)
+                found.append(job)
+        outcome = failure(f"{NOT_RUN}: {title(failed)} failed", "") | {"status": NOT_RUN}
+        self.rows |= {job.id: self._row(job, outcome) for job in found}
+        if found:
+            self.write()
+        return found
+
+    def _row(self, job: Job, outcome: dict[str, Any]) -> ResultRow:
         row = {"id": job.id, "kind": job.kind, "status": outcome["status"], **self._names(job), "seed": job.seed}
         row |= job.setting
         if outcome["status"] == "done":
@@ -93,9 +113,7 @@ class ResultStore:
             row |= {**metrics, **result, "precision": outcome["precision"]}
         else:
             row |= {key: outcome[key] for key in ("reason", "fix", "log") if key in outcome}
-        self.rows[job.id] = row | {"seconds": outcome.get("seconds"), "configuration": job.identity}
-        self.write()
-        return self.rows[job.id]
+        return row | {"seconds": outcome.get("seconds"), "configuration": job.identity}
 
     def write(self) -> None:
         """Writes all rows: first those of this call's jobs in their order, then those that only an earlier call had."""
@@ -115,13 +133,13 @@ class ResultStore:
 
     @property
     def ended(self) -> list[ResultRow]:
-        """The rows of this call's jobs, done or failed."""
+        """The rows of this call's jobs that are done, failed or did not run because another one failed."""
         return [self.rows[job.id] for job in self.jobs if job.id in self.rows]
 
     @property
     def done_before(self) -> str:
         """Text with the numbers of jobs that an earlier call finished and that failed there."""
-        failed = sum(job.id in self.rows for job in self.remaining)
+        failed = len(parted(self.rows[job.id] for job in self.remaining if job.id in self.rows)[0])
         done = len(self.jobs) - len(self.remaining)
         again = f"; {failed} failed before and run again" if failed else ""
         return (f"; {done} done before" if done else "") + again
