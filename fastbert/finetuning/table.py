@@ -66,8 +66,8 @@ def glue_cells(
         seeds: number of seeds, for the legend.
     """
     found = list(dict.fromkeys(task for tasks in rows.values() for task in tasks))
-    columns = [task for task in COLUMNS if task in found]
-    others = [task for task in found if task not in COLUMNS]
+    columns = [task for task in COLUMNS if task in found and is_of_glue(task, rows)]
+    others = [task for task in found if task not in columns]
     shared = [task for task in columns if all(task in tasks for tasks in rows.values())]
     over = f" of {len(shared)}" if 0 < len(shared) < len(COLUMNS) else ""
     mean_head = [f"Mean{over}"] if columns else []
@@ -120,9 +120,16 @@ def _figures(task: str, summary: Summary) -> list[tuple[float, float | None]]:
     ]
 
 
+def is_of_glue(task: str, rows: Mapping[str, Mapping[str, Summary]]) -> bool:
+    """True if a task has the name and the metrics of one of GLUE's; a custom task may have the same name."""
+    splits = (metrics for tasks in rows.values() if task in tasks for metrics in tasks[task].values())
+    return task in GLUE and all(set(GLUE[task].metrics) == metrics.keys() - {"loss"} for metrics in splits)
+
+
 def _names(task: str, metrics: Mapping[str, object]) -> Sequence[str]:
-    known = _FIGURES.get(task) or (GLUE[task].metrics if task in GLUE else ())
-    return known or [name for name in metrics if name != "loss"]
+    if task in GLUE and set(GLUE[task].metrics) <= metrics.keys():
+        return _FIGURES.get(task) or GLUE[task].metrics
+    return [name for name in metrics if name != "loss"]
 
 
 def _cell(figures: list[tuple[float, float | None]]) -> str:
@@ -135,7 +142,7 @@ def _heading(task: str, rows: Mapping[str, Mapping[str, Summary]]) -> str:
     """Heading of a task after the mean, with the names of its metrics."""
     summary = next(tasks[task] for tasks in rows.values() if task in tasks)
     names = "/".join(_names(task, next(iter(summary.values()))))
-    return f"{GLUE[task].title if task in GLUE else task} ({names})"
+    return f"{GLUE[task].title if is_of_glue(task, rows) else task} ({names})"
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> list[str]:

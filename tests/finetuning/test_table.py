@@ -79,6 +79,12 @@ def test_other_tasks_come_after_the_mean_and_do_not_count() -> None:
     assert rows_of(glue_table({"a": {"snli": other["snli"]}}))["Model"] == ["snli (accuracy/macro_f1)"]
 
 
+def test_a_custom_task_with_the_name_of_one_of_glue_is_not_that_task() -> None:
+    table = glue_table({"a": {"mrpc": summary(accuracy=0.8), "stsb": summary(spearman=0.5), "rte": ALL["rte"]}})
+    assert rows_of(table)["Model"] == ["RTE", "Mean of 1", "mrpc (accuracy)", "stsb (spearman)"]
+    assert rows_of(table)["a"] == ["70.0 ± 1.0", "70.0", "80.0 ± 1.0", "50.0 ± 1.0"]
+
+
 def test_one_seed_has_no_spread() -> None:
     table = glue_table({"a": {"rte": {"dev": {"accuracy": figure(0.7, None)}}}}, seeds=1)
     assert rows_of(table)["a"] == ["70.0", "70.0"] and "±" not in table and "All tasks: accuracy." in table
