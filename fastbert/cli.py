@@ -47,6 +47,7 @@ OPTIONS = Registry(
         "sweep": "fastbert.studies.sweep.options:SweepOptions",
         "ablate": "fastbert.studies.ablate.options:AblateOptions",
         "active": "fastbert.studies.active.options:ActiveOptions",
+        "run": "fastbert.studies.pipelines.options:RunOptions",
         "report": "fastbert.report.options:ReportOptions",
         "bench throughput": "fastbert.bench.options:BenchThroughputOptions",
         "bench data": "fastbert.bench.options:BenchDataOptions",
@@ -78,6 +79,7 @@ RUNS = Registry(
         "sweep": "fastbert.studies.sweep.sweep:sweep",
         "ablate": "fastbert.studies.ablate.ablate:ablate",
         "active": "fastbert.studies.active.active:active",
+        "run": "fastbert.studies.pipelines.run:run_pipeline",
         "report": "fastbert.report.comparison:report",
         "bench throughput": "fastbert.bench.throughput:bench_throughput",
         "bench data": "fastbert.bench.data:bench_data",
@@ -176,7 +178,7 @@ def export(arguments: list[str]) -> int:
 
 
 def study(job: str, load: str, arguments: list[str]) -> int:
-    """Runs sweep, ablate or active. The function at `load` reads the comparison and the options from the YAML file."""
+    """Runs sweep, ablate, active or run. The function at `load` reads the study and the options from the YAML file."""
     file, arguments = yaml_file(job, arguments)
     compared, default = (None, None) if file is None else imported(load)(file)
     options = parse(OPTIONS[job], arguments, job, default)
@@ -224,6 +226,10 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "active": (
         partial(study, "active", "fastbert.studies.active.options:load_active"),
         "compare ways to choose texts to label and to train in rounds",
+    ),
+    "run": (
+        partial(study, "run", "fastbert.studies.pipelines.load:load_pipeline"),
+        "run a pipeline: pretrain models, fine-tune and evaluate them, compare them in one table",
     ),
     "report": (partial(check_and_run, "report"), "compare runs on one HTML page: curves, options, results, speed"),
     "predict": (partial(check_and_run, "predict"), "predict labels and probabilities with a fine-tuned model"),

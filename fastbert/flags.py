@@ -23,7 +23,7 @@ from fastbert.ranges import hints_of, plain, problem_of, takes_none
 
 Options = TypeVar("Options")
 
-TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate", "active")  # jobs that read options from a file
+TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate", "active", "run")  # jobs that read options from a file
 NEAR = 0.7  # minimum similarity of a suggested flag: among many flags one is always slightly similar
 EXAMPLES = {
     "prepare": "--source 'wiki/*.txt.xz' --out data/wiki",
@@ -42,6 +42,7 @@ EXAMPLES = {
     "sweep": "configs/sweep/glue.yaml --workers 2",
     "ablate": "configs/ablate/tiny.yaml --workers 2",
     "active": "configs/active/sst2.yaml --workers 2 --glue-dir glue",
+    "run": "configs/pipelines/encoder-study.yaml --workers 2",
     "report": "runs/base runs/rope --out comparison.html",
     "bench throughput": "--data data/wiki",
     "bench data": "--data wiki.txt --megabytes 20",

@@ -86,7 +86,7 @@ def test_imports_lead_downwards(graph) -> None:
 
 
 def test_sweep_and_ablate_stand_on_the_engine_and_not_on_each_other(graph) -> None:
-    layer = {"engine": 1, "shared": 2, "sweep": 3, "ablate": 3, "active": 3, "affinity": 3}
+    layer = {"engine": 1, "shared": 2, "sweep": 3, "ablate": 3, "active": 3, "affinity": 3, "pipelines": 3}
     edges = {
         (name.split(".")[2], other.split(".")[2])
         for name, others in graph.items()
@@ -99,6 +99,7 @@ def test_sweep_and_ablate_stand_on_the_engine_and_not_on_each_other(graph) -> No
         ("ablate", "engine"),
         ("ablate", "shared"),
         ("active", "engine"),
+        ("pipelines", "engine"),
         ("shared", "engine"),
     } <= edges
 

@@ -61,18 +61,26 @@ class ResultStore:
         shape = {"axes": dict, "jobs": [str], "seconds?": {str: [float]}}
         return read_sealed(self.record, f"the record of the {self.what}", shape, "restore it, or choose another --out")
 
-    def begin(self, description: dict[str, Any], jobs: list[Job], **more: Any) -> None:
+    def read(self, jobs: list[Job]) -> None:
+        """Reads the rows of an earlier call for these jobs.
+
+        Raises:
+            UserError: a row is damaged.
+        """
+        self.jobs, self.rows = jobs, read_result_rows(self.out / RESULTS, self.check_done)
+
+    def begin(self, description: dict[str, Any], jobs: list[Job], may_differ: bool = False, **more: Any) -> None:
         """Writes the study's record, with `more` keys, and reads its rows. Its axes may differ from those of the last
-        call, if the two have a job in common.
+        call, if the two have a job in common, or if `may_differ` is set.
 
         Raises:
             UserError: `out` holds another study, a damaged row, or a link instead of the folder of its jobs.
         """
         refuse_link(self.out / JOBS)
-        before, self.jobs = self.described(), jobs
-        self.rows = read_result_rows(self.out / RESULTS, self.check_done)
+        before = self.described()
+        self.read(jobs)
         ids = [job.id for job in jobs]
-        if before and not set(ids) & {*before["jobs"], *self.rows}:
+        if before and not may_differ and not set(ids) & {*before["jobs"], *self.rows}:
             changed = LINE.join(differences(before["axes"], description))
             raise UserError(
                 f"{self.out} holds another {self.what}: they have no job in common. What differs:{LINE}{changed}{LINE}"

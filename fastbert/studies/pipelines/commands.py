@@ -1,0 +1,83 @@
+"""The command line that repeats a job of a pipeline alone."""
+
+import shlex
+from dataclasses import MISSING
+from typing import Any
+
+from fastbert.config import from_dict
+from fastbert.data.prepare import PrepareOptions
+from fastbert.finetuning.options import FinetuneOptions
+from fastbert.flags import Flag, flags_of
+from fastbert.pretraining.evaluate_options import EvaluateOptions
+from fastbert.pretraining.options import PretrainOptions
+from fastbert.studies.engine.jobs import Job
+from fastbert.studies.pipelines.graph import COMMAND, PREPARE
+from fastbert.studies.pipelines.runners import command_line
+from fastbert.studies.pipelines.tunings import ENSEMBLE, TOGETHER
+from fastbert.studies.shared.evaluate_jobs import EVALUATE
+from fastbert.studies.shared.finetune_jobs import FINETUNE
+from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN
+
+_JOBS = {
+    PREPARE: ("prepare", PrepareOptions),
+    PRETRAIN: ("pretrain", PretrainOptions),
+    FINETUNE: ("finetune", FinetuneOptions),
+    TOGETHER: ("finetune", FinetuneOptions),
+    EVALUATE: ("evaluate", EvaluateOptions),
+}
+"""Kind of a job -> its command and options."""
+
+
+def command_of(job: Job) -> str:
+    """A line for the shell that does what a job does, with what earlier jobs wrote, in a folder of its own."""
+    out = f"repeated/{job.id}"
+    if job.kind == COMMAND:
+        return f"mkdir -p {out} && {command_line(job.options['run'], job.options['folders'], out)}"
+    if job.kind == BRANCH:
+        given = [f"--{name} {shlex.quote(str(value))}" for name, value in job.options.items()]
+        return " ".join(["fastbert pretrain", *given, f"--out {out}"])
+    if job.kind == ENSEMBLE:
+        options = from_dict(FinetuneOptions, job.options["finetune"], "the pipeline's job")
+        models = ",".join(job.options["folders"])
+        glue = ["--glue-dir", options.glue_dir] if options.glue_dir else []
+        glue += ["--glue-subset"] if options.glue_subset else []
+        return shlex.join(["fastbert", "predict", "--model", models, "--task", options.task, *glue])
+    name, cls = _JOBS[job.kind]
+    values = {key: value for key, value in job.options.items() if key != "columns"}
+    if name != "evaluate":
+        values["out"] = out
+    return shlex.join(["fastbert", name, *flags(from_dict(cls, values, "the pipeline's job"))])
+
+
+def flags(options: Any) -> list[str]:
+    """The flags with which a command has these options: all that differ from the defaults."""
+    found = []
+    for flag in flags_of(type(options)):
+        value, default = options, _default(flag, options)
+        for name in flag.path:
+            value = getattr(value, name)
+        if value == default:
+            continue
+        if flag.is_switch:
+            found.append(f"--{flag.name if value else flag.negation}")
+        else:
+            found += [f"--{flag.name}", _text(value)]
+    return found
+
+
+def _default(flag: Flag, options: Any) -> Any:
+    """The default of an option; MISSING if it is required. A group may have other defaults than its class."""
+    parent: Any = type(options)
+    for name in flag.path[:-1]:
+        field = parent.__dataclass_fields__[name] if isinstance(parent, type) else None
+        parent = field.default_factory() if field is not None else getattr(parent, name)
+    if not isinstance(parent, type):
+        return getattr(parent, flag.path[-1])
+    field = parent.__dataclass_fields__[flag.path[-1]]
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,414 @@
+"""The graph of a pipeline: every part of its YAML file becomes jobs, named by a hash of all that decides their result.
+
+Paths of what earlier jobs write are known from their ids; their contents are not, so a job's identity has the ids of
+the jobs that it depends on instead of hashes of weights or data.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from fastbert.config import digest, to_dict
+from fastbert.data.prepare import PrepareOptions
+from fastbert.data.shards import open_dataset
+from fastbert.data.sources import open_source
+from fastbert.errors import UserError
+from fastbert.hub.load import load_pretrained
+from fastbert.model.config import EncoderConfig
+from fastbert.model.flops import encoder_flops
+from fastbert.pretraining.note_corpus import rare_word_range
+from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, science
+from fastbert.pretraining.setup import check_networks, data_fingerprint
+from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.outcomes import RUN
+from fastbert.studies.engine.store import JOBS
+from fastbert.studies.pipelines.options import DataEntry, EncoderEntry, RunOptions
+from fastbert.studies.pipelines.pipeline import Pipeline
+from fastbert.studies.pipelines.planned import Input, PlannedModel
+from fastbert.studies.pipelines.tunings import Tunings
+from fastbert.studies.shared.evaluate_jobs import PlannedEvaluation, fingerprints, plan_evaluations
+from fastbert.studies.shared.grid import prefixed
+from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN, initial_weights, without_masked_head
+from fastbert.training.hardware import resolve_device
+from fastbert.training.splits import named_folders
+
+PREPARE, COMMAND = "prepare", "command"  # the kinds of these jobs
+RUNNERS = "fastbert.studies.pipelines.runners"
+
+
+class Graph:
+    """The jobs of a pipeline.
+
+    Args:
+        out: folder of the pipeline.
+
+    Attributes:
+        jobs: in an order in which each comes after those it depends on.
+        entries: id of a job -> name of its entry in the file (pairs and pll for evaluations).
+        left_out: lines on evaluations that a model cannot have.
+
+    Raises:
+        UserError: an entry is invalid.
+    """
+
+    def __init__(self, pipeline: Pipeline, options: RunOptions, out: Path) -> None:
+        self.pipeline, self.options, self.out = pipeline, options, out
+        self.jobs: list[Job] = []
+        self.entries: dict[str, str] = {}
+        self.left_out: list[str] = []
+        self.warnings: list[str] = []
+        self.models: dict[str, PlannedModel] = {}
+        self._data: dict[str, Input] = {}
+        self._planning: list[str] = []
+        self.vocabularies: dict[str, int] = {}
+        """Path of prepared data -> size of its vocabulary, as far as it is known."""
+        for name in pipeline.data:
+            self.data(name)
+        for entry in pipeline.models.values():
+            with prefixed(f"{pipeline.path}: models: {entry.name}"):
+                self.models[entry.name] = self._model(entry)
+        self.evaluations = plan_evaluations(pipeline.grid_of_evaluations())
+        for model in self.models.values():
+            for evaluation in self.evaluations:
+                self._evaluate(model, evaluation)
+        with tempfile.TemporaryDirectory() as scratch:
+            self.tunings = Tunings(pipeline, options, out, self.models, Path(scratch))
+            for entry, job in self.tunings.jobs():
+                self.add(entry, job)
+        self.warnings += self.tunings.warnings
+        for command in pipeline.commands.values():
+            self._command(command.name)
+
+    def add(self, entry: str, job: Job) -> Job:
+        """Adds a job of an entry.
+
+        Raises:
+            UserError: another entry has the same job.
+        """
+        if job.id in self.entries:
+            other = self.entries[job.id]
+            raise UserError(
+                f"{self.pipeline.path}: {other} and {entry} have the same job ({job.task}, {job.model}): the options "
+                "in which they differ have no effect in this combination; remove one of them"
+            )
+        self.entries[job.id] = entry
+        self.jobs.append(job)
+        return job
+
+    def folder(self, job: str) -> str:
+        """Folder of the files of a job."""
+        return str(self.out.resolve() / JOBS / job / RUN)
+
+    # --- data
+
+    def data(self, name: str) -> Input:
+        """The prepared data of an entry, whose job is added."""
+        if name not in self._data:
+            if name in self._planning:
+                circle = " -> ".join([*self._planning, name])
+                raise UserError(f"{self.pipeline.path}: data: tokenizers in a circle: {circle}")
+            self._planning.append(name)
+            with prefixed(f"{self.pipeline.path}: data: {name}"):
+                self._data[name] = self._prepare(self.pipeline.data[name])
+            self._planning.remove(name)
+        return self._data[name]
+
+    def _prepare(self, entry: DataEntry, tokenizer: Input | None = None) -> Input:
+        given = dict(entry.options)
+        named = given.get("tokenizer")
+        if tokenizer is None and named in {*self.pipeline.data, *self.pipeline.models}:
+            tokenizer = self._tokenizer(named)
+        options = PrepareOptions(**{**given, "out": "data"})
+        options = replace(options, tokenizer=None if tokenizer else options.tokenizer)
+        identity = {
+            "prepare": open_source(options.source, options.column, options.weights, options.streamed).identity,
+            "options": options.identity(),
+        }
+        if tokenizer is not None:
+            for name in ("vocab_size", "lowercase", "strip_accents"):
+                identity["options"].pop(name, None)
+            identity["options"]["tokenizer"] = tokenizer.mark
+            given["tokenizer"] = tokenizer.path
+        job = Job(
+            id=digest(identity),
+            model=entry.name,
+            task=PREPARE,
+            seed=None,
+            setting={},
+            identity=identity,
+            options=given,
+            folder=str(Path.cwd()),
+            cost=0.0,
+            runner=f"{RUNNERS}:prepare_job",
+            kind=PREPARE,
+            device="cpu",
+            after=() if tokenizer is None else tokenizer.after,
+        )
+        if job.id not in self.entries:  # models without a data entry have a source in common
+            self.add(entry.name, job)
+        found = Input(self.folder(job.id), job.id, job.id)
+        if tokenizer is None:
+            self.vocabularies[found.path] = options.vocab_size
+        return found
+
+    def _tokenizer(self, name: str) -> Input:
+        """A folder with the tokenizer of an entry: prepared data, or an existing checkpoint."""
+        if name in self.pipeline.data:
+            return self.data(name)
+        if name in self.models:
+            return self.models[name].data
+        entry = self.pipeline.models[name]
+        if entry.path is not None:
+            return Input(entry.path, fingerprints(load_pretrained(entry.path))["tokenizer"])
+        parent = entry.after or entry.branch
+        if parent is not None:
+            return self._tokenizer(parent)
+        return self._input_data(entry.options, None)
+
+    def _input_data(self, options: PretrainOptions, start: Input | None) -> Input:
+        """The data of a pretraining: an entry of the file, a prepared folder, or a source to prepare.
+
+        Args:
+            start: folder with the tokenizer of the model that it starts from.
+        """
+        spec = options.data
+        if spec in self.pipeline.data:
+            return self.data(spec)
+        if (Path(spec) / "dataset.json").is_file():
+            dataset = open_dataset(spec)
+            path = str(Path(spec).resolve())
+            self.vocabularies[path] = dataset.vocab_size
+            return Input(path, data_fingerprint(dataset))
+        values = {name: getattr(options, name) for name in SOURCE_ONLY}
+        values |= {"source": spec, "workers": options.machine.workers, **rare_word_range(options.notes)}
+        defaults = {name: getattr(PrepareOptions, name, None) for name in values}
+        given = {name: value for name, value in values.items() if value != defaults[name]}
+        named = options.tokenizer in {*self.pipeline.data, *self.pipeline.models}
+        return self._prepare(DataEntry(spec, given), None if named else start)
+
+    # --- models
+
+    def _model(self, entry: EncoderEntry) -> PlannedModel:
+        if entry.path is not None:
+            pretrained = load_pretrained(entry.path)
+            identity = fingerprints(pretrained)
+            folder = Input(entry.path, identity["model"])
+            return PlannedModel(
+                entry,
+                pretrained.config,
+                None,
+                {None: folder},
+                identity,
+                Input(entry.path, identity["tokenizer"]),
+                pretrained.has_head,
+            )
+        if entry.branch is not None:
+            return self._branch(entry)
+        options = entry.options
+        check_networks(options, resolve_device(options.machine.device))
+        parent = self.models.get(entry.after) if entry.after else None
+        start = parent and parent.data
+        if parent is None and options.init_from is not None:
+            given = load_pretrained(options.init_from)
+            options = replace(options, encoder=options.encoder.like(given.config))
+            start = Input(str(given.tokenizer), fingerprints(given)["tokenizer"])
+        elif parent is not None:
+            options = replace(options, encoder=options.encoder.like(parent.config))
+        data = self._input_data(options, start)
+        config = options.encoder.resolve(self.vocabularies.get(data.path, options.vocab_size), options.length)
+        checkpoints = {seed: self._pretrain(entry, options, config, seed, data, parent) for seed in entry.seeds}
+        return PlannedModel(entry, config, options.objective, checkpoints, data=data, options=options)
+
+    def _pretrain(
+        self,
+        entry: EncoderEntry,
+        options: PretrainOptions,
+        config: EncoderConfig,
+        seed: int,
+        data: Input,
+        parent: PlannedModel | None,
+    ) -> Input:
+        options = replace(options, seed=seed)
+        inputs, paths, marks = [data], {"data": data.path}, {}
+        if options.replay.data is not None:
+            old = self._other(options.replay.data)
+            inputs.append(old)
+            paths["replay"] = replace(options.replay, data=old.path)
+            marks["replay"] = old.mark
+        if options.eval_data is not None:
+            others = {name: self._other(folder) for name, folder in named_folders(options.eval_data).items()}
+            inputs += others.values()
+            paths["eval_data"] = ",".join(f"{name}={other.path}" for name, other in others.items())
+            marks["eval_data"] = {name: other.mark for name, other in others.items()}
+        if parent is not None:
+            first = next(iter(parent.checkpoints.values()))
+            start = parent.checkpoints.get(seed, first)
+            inputs.append(start)
+            paths["init_from"] = start.path
+            marks["initial"] = start.mark
+        elif options.init_from is not None:
+            marks["initial"] = initial_weights(options.init_from)
+        machine = options.machine
+        names = ("tokens", "eval_sequences", "milestones", "checkpoint_words", "best_by")
+        identity = {
+            "pretrain": science(options, data.mark),
+            **{name: getattr(options, name) for name in names},
+            **{"threads": machine.threads, "precision": machine.precision},
+            **marks,
+        }
+        written = replace(options, **paths)
+        steps = options.steps or options.tokens / (options.batch_size * options.length)
+        job = Job(
+            id=digest(identity),
+            model=entry.name,
+            task="pretraining",
+            seed=seed,
+            setting={},
+            identity=identity,
+            options={name: value for name, value in to_dict(written).items() if name not in ("out", "resume")},
+            folder=str(Path.cwd()),
+            cost=3.0 * encoder_flops(config, options.batch_size, options.length) * steps,
+            runner=f"{RUNNERS}:pretrain_job",
+            kind=PRETRAIN,
+            device=machine.device,
+            after=tuple(dict.fromkeys(one for each in inputs for one in each.after)),
+        )
+        self.add(entry.name, job)
+        return Input(self.folder(job.id), job.id, job.id)
+
+    def _other(self, spec: str) -> Input:
+        """Old data, or data to validate on."""
+        if spec in self.pipeline.data:
+            return self.data(spec)
+        if (Path(spec) / "dataset.json").is_file():
+            return Input(str(Path(spec).resolve()), data_fingerprint(open_dataset(spec)))
+        raise UserError(f"{spec} is neither data of this file nor a prepared folder; put it under data")
+
+    def _branch(self, entry: EncoderEntry) -> PlannedModel:
+        parent = self.models[entry.branch]
+        options = parent.options
+        stays = {*options.marked_steps(options.steps), options.steps} if options.steps is not None else {entry.step}
+        if entry.step is not None and entry.step not in stays:
+            raise UserError(
+                f"branch: {entry.branch} keeps no checkpoint of step {entry.step}; give it milestones: {entry.step}"
+            )
+        checkpoints = {}
+        for seed in entry.seeds:
+            trunk = parent.checkpoints[seed]
+            machine = options.machine
+            identity = {"branch": trunk.mark, "step": entry.step, **entry.values, "threads": machine.threads}
+            at = trunk.path if entry.step is None else f"{trunk.path}@{entry.step}"
+            cost = next(job.cost for job in self.jobs if job.id == trunk.job)
+            job = Job(
+                id=digest(identity),
+                model=entry.name,
+                task="pretraining",
+                seed=seed,
+                setting={},
+                identity=identity,
+                options={"branch": at, **entry.values},
+                folder=str(Path.cwd()),
+                cost=cost * branch_fraction(entry, options),
+                runner=f"{RUNNERS}:branch_job",
+                kind=BRANCH,
+                device=machine.device,
+                after=trunk.after,
+            )
+            self.add(entry.name, job)
+            checkpoints[seed] = Input(self.folder(job.id), job.id, job.id)
+        return replace(parent, entry=entry, checkpoints=checkpoints)
+
+    # --- evaluations and commands
+
+    def _evaluate(self, model: PlannedModel, evaluation: PlannedEvaluation) -> None:
+        name = model.entry.name
+        reasons = without_masked_head([(name, model.objective)]) if model.objective else {}
+        if not model.has_head:
+            reasons = {name: "its encoder predicts no masked words"}
+        if evaluation.key == "pll" and name in reasons:
+            self.left_out.append(f"{name} has no pseudo-log-likelihood: {reasons[name]}")
+            return
+        for seed, checkpoint in model.checkpoints.items():
+            identity = {"pretraining": checkpoint.mark} if checkpoint.job else model.identity
+            job = evaluation.job(
+                name, checkpoint.path, model.config, identity, seed=seed, setting={}, after=checkpoint.after
+            )
+            self.add(evaluation.key, job)
+
+    def _command(self, name: str) -> None:
+        command = self.pipeline.commands[name]
+        of_entry: dict[str, list[str]] = {}
+        for job, entry in self.entries.items():
+            of_entry.setdefault(entry, []).append(job)
+        folders = {one: [self.folder(job) for job in of_entry.get(one, ())] for one in command.after}
+        after = tuple(job for one in command.after for job in of_entry.get(one, ()))
+        identity = {"command": command.run, "after": list(after), "threads": self.pipeline.threads}
+        self.add(
+            name,
+            Job(
+                id=digest(identity),
+                model=name,
+                task=COMMAND,
+                seed=None,
+                setting={},
+                identity=identity,
+                options={"run": command.run, "folders": folders},
+                folder=str(Path.cwd()),
+                cost=0.0,
+                runner=f"{RUNNERS}:command_job",
+                kind=COMMAND,
+                after=after,
+            ),
+        )
+
+    # --- selection
+
+    def selected(self) -> list[Job]:
+        """The jobs of --only or --until, in their order; all jobs without these options.
+
+        Raises:
+            UserError: a name is not one of an entry with jobs.
+        """
+        names = self.options.selected
+        if not names:
+            return self.jobs
+        known = dict.fromkeys(self.entries.values())
+        for name in names:
+            if name not in known:
+                option = "--only" if self.options.only is not None else "--until"
+                raise UserError(f"{option}: {self.pipeline.path} has no jobs of {name!r}; it has {', '.join(known)}")
+        wanted = {job for job, entry in self.entries.items() if entry in names}
+        if self.options.until is not None:
+            wanted |= ancestors(self.jobs, wanted)
+        return [job for job in self.jobs if job.id in wanted]
+
+
+def branch_fraction(entry: EncoderEntry, options: PretrainOptions) -> float:
+    """Cost of a branch as a fraction of that of its trunk, about."""
+    steps = options.steps or 1
+    begin = entry.step or steps
+    if (anneal := entry.values.get("anneal")) is not None:
+        return (anneal if anneal >= 1 else anneal * begin) / steps
+    return max(1, entry.values["steps"] - begin) / steps
+
+
+def ancestors(jobs: Iterable[Job], of: Iterable[str]) -> set[str]:
+    """Ids of all jobs on which the jobs `of` depend."""
+    after = {job.id: job.after for job in jobs}
+    found: set[str] = set()
+    waiting = list(of)
+    while waiting:
+        for parent in after[waiting.pop()]:
+            if parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return found
+
+
+def in_levels(jobs: Iterable[Job]) -> Iterator[tuple[int, Job]]:
+    """The jobs with the length of the longest chain of jobs before them."""
+    level: dict[str, int] = {}
+    for job in jobs:
+        level[job.id] = 1 + max((level[one] for one in job.after if one in level), default=-1)
+        yield level[job.id], job

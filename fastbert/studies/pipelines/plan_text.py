@@ -1,0 +1,45 @@
+"""Text of `fastbert run --dry-run`: the graph, what is done, and estimates."""
+
+from collections.abc import Mapping, Sequence
+
+from fastbert.errors import plural
+from fastbert.finetuning.table import NOTHING
+from fastbert.report.page import Table
+from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.store import ResultStore
+from fastbert.studies.pipelines.graph import Graph, in_levels
+
+
+def planned_text(graph: Graph, store: ResultStore, selected: Sequence[Job], before: Sequence[str]) -> str:
+    """The jobs by entry and model, and totals.
+
+    Args:
+        selected: the jobs of this call.
+        before: ids of the jobs of the last call in the same folder.
+    """
+    rows = [
+        [("  " * level) + entry, model, f"{len(jobs)}", *states(jobs, store, before)]
+        for (level, entry, model), jobs in grouped(graph, selected).items()
+    ]
+    lines = [Table(["entry", "model", "jobs", "done", "cached", "to do"], rows).plain()]
+    left = [job for job in selected if not store.is_done(job)]
+    lines.append(f"{plural(len(selected), 'job')}, {len(left)} to do")
+    return "\n".join(lines)
+
+
+def grouped(graph: Graph, selected: Sequence[Job]) -> Mapping[tuple[int, str, str], list[Job]]:
+    """(Level in the graph, entry, model) -> jobs."""
+    found: dict[tuple[int, str, str], list[Job]] = {}
+    chosen = {job.id for job in selected}
+    for level, job in in_levels(graph.jobs):
+        if job.id in chosen:
+            found.setdefault((level, graph.entries[job.id], job.model), []).append(job)
+    return found
+
+
+def states(jobs: Sequence[Job], store: ResultStore, before: Sequence[str]) -> list[str]:
+    """Numbers of jobs that are done, that an earlier version of the file had done (cached), and that are to do."""
+    done = [job for job in jobs if store.is_done(job)]
+    last = sum(job.id in set(before) for job in done)
+    numbers = (last, len(done) - last, len(jobs) - len(done))
+    return [str(number) if number else NOTHING for number in numbers]
