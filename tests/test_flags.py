@@ -177,6 +177,8 @@ sweep nowhere.yaml
 ablate nowhere.yaml
 active --help
 active nowhere.yaml
+run --help
+run nowhere.yaml
 bench throughput --rounds 0
 """
 

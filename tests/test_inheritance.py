@@ -15,6 +15,7 @@ from fastbert.inheritance import LONGEST_CHAIN, merged, read_yaml
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.active.options import load_active
+from fastbert.studies.pipelines.load import load_pipeline
 from fastbert.studies.sweep.options import load_sweep
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -115,6 +116,7 @@ LOADERS = {
     "sweep": load_sweep,
     "ablate": load_ablation,
     "active": load_active,
+    "pipelines": load_pipeline,
     "weak": lambda path: [
         Reader(name, spec, ("0", "1"), path.parent) for name, spec in read_yaml(path)[0]["functions"].items()
     ],

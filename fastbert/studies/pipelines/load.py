@@ -202,7 +202,7 @@ def _budget(values: Mapping[str, Any]) -> bool:
 
 
 def _read_model(name: str, entry: dict[str, Any], threads: int) -> EncoderEntry:
-    where = "model"
+    where = "pretrain"
     given = {key: value for key, value in entry.items() if key not in _MODEL}
     path, branch, after = (_text(entry, key, where) for key in ("path", "branch", "after"))
     if path is not None:

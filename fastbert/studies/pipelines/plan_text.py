@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
+from fastbert.pretraining.budget import shown_time
+from fastbert.pretraining.dry_run import shown_size
 from fastbert.report.page import Table
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.store import ResultStore
+from fastbert.studies.pipelines.estimate import Estimate, estimated
 from fastbert.studies.pipelines.graph import Graph, in_levels
+from fastbert.training.checkpoints import free_space
 
 
 def planned_text(graph: Graph, store: ResultStore, selected: Sequence[Job], before: Sequence[str]) -> str:
@@ -24,7 +28,26 @@ def planned_text(graph: Graph, store: ResultStore, selected: Sequence[Job], befo
     lines = [Table(["entry", "model", "jobs", "done", "cached", "to do"], rows).plain()]
     left = [job for job in selected if not store.is_done(job)]
     lines.append(f"{plural(len(selected), 'job')}, {len(left)} to do")
+    if left:
+        lines += estimated_lines(graph, estimated(graph, store, selected), left)
     return "\n".join(lines)
+
+
+def estimated_lines(graph: Graph, estimate: Estimate, left: Sequence[Job]) -> list[str]:
+    """Lines on the time and the disk space of the jobs that are to do."""
+    workers = graph.options.workers
+    unknown = [job for job in left if job.id not in estimate.seconds]
+    without = f", without {plural(len(unknown), 'job')} that cannot be estimated" if unknown else ""
+    wall, work = estimate.wall(left, workers), sum(estimate.seconds.values())
+    size, free = sum(estimate.bytes.values()), free_space(graph.out)
+    lines = [
+        f"time: about {shown_time(wall)} with {plural(workers, 'worker')}, {shown_time(work)} of work{without}",
+        f"disk: about {shown_size(size)}, of which --keep {graph.options.keep} removes models at the end; free "
+        f"{shown_size(free)}",
+    ]
+    if graph.options.keep == "all":
+        lines[1] = f"disk: about {shown_size(size)}; free {shown_size(free)}"
+    return lines
 
 
 def grouped(graph: Graph, selected: Sequence[Job]) -> Mapping[tuple[int, str, str], list[Job]]:

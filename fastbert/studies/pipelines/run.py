@@ -22,10 +22,10 @@ from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.outcomes import LOG, RUN
 from fastbert.studies.engine.store import JOBS, ResultRow, ResultStore
 from fastbert.studies.pipelines.graph import COMMAND, PREPARE, Graph, ancestors
-from fastbert.studies.pipelines.remove_models import remove_models
 from fastbert.studies.pipelines.options import RunOptions
 from fastbert.studies.pipelines.pipeline import Pipeline
 from fastbert.studies.pipelines.plan_text import planned_text
+from fastbert.studies.pipelines.remove_models import remove_models
 from fastbert.studies.pipelines.report import report_pipeline
 from fastbert.studies.pipelines.tunings import ENSEMBLE, TOGETHER
 from fastbert.studies.shared.comparison import mean_of_splits, scored
