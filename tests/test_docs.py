@@ -18,6 +18,7 @@ from fastbert.cli import OPTIONS, main
 from fastbert.flags import parse
 from fastbert.named_configs import config_path
 from fastbert.pretraining import dry_run
+from fastbert.studies.pipelines import estimate
 from tests.finetuning.conftest import make_glue
 from tests.finetuning.conftest import sentence as one_sentence
 from tests.studies.conftest import time_steps, write_pairs
@@ -51,6 +52,16 @@ STUDY = {
         "learners": [{"method": "anew", "query": "random"}, {"method": "sd", "query": "margin"}],
         "seeds": 1,
         "finetune": {"epochs": 1, "max_length": 16, "machine": {"device": "cpu", "precision": "fp32"}},
+    },
+    "run": {
+        "data": {"wiki": {"source": "held-out.txt", "vocab_size": 300, "validation_fraction": 0.3}},
+        "models": [
+            {"name": "absolute", "data": "wiki", "layers": 1, "width": 16, "heads": 1, "length": 16, "batch_size": 4}
+            | {"steps": 2, "eval_sequences": 4, "machine": {"device": "cpu", "precision": "fp32"}}
+        ],
+        "stages": [{"name": "nli", "tasks": ["rte"], "epochs": 1}],
+        "evaluate": {"pll": "held-out.txt", "sentences": 3},
+        "finetune": {"max_length": 16, "glue_subset": True, "machine": {"device": "cpu", "precision": "fp32"}},
     },
 }
 """Changes of a study's YAML file that make it a toy, and those of one with tasks."""
@@ -199,6 +210,7 @@ def test_every_snippet_works(page: Path, folder: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     time_steps(monkeypatch, lambda *given: 0.1)
     monkeypatch.setattr(dry_run, "SECONDS", 0.05)  # of timed steps
+    monkeypatch.setattr(estimate, "STEP_SECONDS", 0.05)
     pushed: list[str] = []
     for cls in (PreTrainedModel, PreTrainedTokenizerBase):
         monkeypatch.setattr(cls, "push_to_hub", lambda self, name: pushed.append(name))
