@@ -56,7 +56,7 @@ def start(
     if in_place:
         try:
             check_common_folder(ray, store.out)
-        except UserError:
+        except BaseException:
             ray.shutdown()
             raise
     queue = JobQueue(order, options.retries)

@@ -91,9 +91,9 @@ def check_common_folder(ray: Any, out: Path) -> None:
         path = str(Path(probe.name).resolve())
         remote = ray.remote(num_cpus=0, max_retries=1)(os.path.exists)
         nodes = {on_node(ray, remote, node).remote(path): node["NodeManagerHostname"] for node in alive_nodes(ray)}
-        answered = ray.wait(list(nodes), num_returns=len(nodes), timeout=PROBE_SECONDS)[0]
-        without = sorted({nodes[reference] for reference in answered if not ray.get(reference)})
-        silent = sorted({nodes[reference] for reference in nodes if reference not in answered})
+        answered, open_ones = ray.wait(list(nodes), num_returns=len(nodes), timeout=PROBE_SECONDS)
+        without = sorted({nodes[reference] for reference in answered if not _there(ray, reference)})
+        silent = sorted({nodes[reference] for reference in open_ones})
     if without:
         raise UserError(f"the folder {out.resolve()} is not on {_named(without)}: {_COMMON}; {_COMMON_REMEDY}")
     if silent:
@@ -101,6 +101,16 @@ def check_common_folder(ray: Any, out: Path) -> None:
             f"{_named(silent)} did not answer within {PROBE_SECONDS:g} s whether the folder {out.resolve()} is there; "
             "see `ray status`, and remove nodes that are overloaded or unreachable"
         )
+
+
+def _there(ray: Any, reference: Any) -> bool:
+    """Answer of a node; True for one that has been lost in the meantime, which gets no job."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        if type(error).__name__ in (*_LOST, "TaskUnschedulableError"):
+            return True
+        raise UserError(f"the nodes of the Ray cluster cannot be asked for a file: {error}") from None
 
 
 def _named(hosts: list[str]) -> str:
