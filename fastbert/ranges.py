@@ -95,6 +95,7 @@ Fraction = Annotated[float, Range(above=0, below=1)]
 Workers = Annotated[int, Range(0, 4096)]
 """Number of processes or threads, 0 for a default."""
 Processes = Annotated[int, Range(1, 4096)]
+Retries = Annotated[int, Range(0, 10)]
 Vocabulary = Annotated[int, Range(256, 2**20)]
 """Vocabulary size for training a tokenizer; the trainer reserves memory for all entries."""
 Layers = Annotated[int, Range(1, 1000)]

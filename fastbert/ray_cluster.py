@@ -1,15 +1,18 @@
-"""Connection to Ray: a running cluster, given by its address, or a local one that starts and ends with the command."""
+"""Connection to Ray: a running cluster, given by its address, or a local one that starts and ends with the command;
+nodes of the cluster, and whether its head node still answers."""
 
 import importlib.util
 import os
 import signal
 import socket
+import time
 from typing import Any
 
 from fastbert.errors import UserError
 
 OBJECT_STORE = 100 * 2**20  # bytes; by default Ray reserves 30 % of the memory
 ANSWER_TIMEOUT = 5.0  # seconds for an address to answer
+CHECK_SECONDS, PATIENCE = 5.0, 30.0  # between two checks of a head node; silence after which it is lost
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # a client's preface and empty SETTINGS
 
 
@@ -79,6 +82,71 @@ def check_answers(address: str) -> None:
         ) from None
     if settings[3:] != b"\x04":
         raise UserError(f"the server at {address} is not Ray; give host:port of the head node, by default port 6379")
+
+
+class ClusterLost(UserError):
+    """The connection to the cluster was lost; what runs there has not failed."""
+
+
+class Connection:
+    """Connection to a Ray cluster whose head node is checked, in a `with` block that shuts Ray down at its end.
+
+    Ray itself ends the process without an error that Python could handle, 60 seconds after the head node is lost.
+
+    Args:
+        ray: the module, connected.
+        address: host:port of the cluster; None: that of the cluster on this machine.
+
+    Attributes:
+        lost: the head node does not answer any more.
+    """
+
+    def __init__(self, ray: Any, address: str | None) -> None:
+        self.ray, self.address = ray, address or ray.get_runtime_context().gcs_address
+        self.lost = False
+        self._checked = self._answered = time.monotonic()
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ray.shutdown()
+
+    def check(self, patient: bool = False) -> None:
+        """Checks that the head node answers.
+
+        Args:
+            patient: at most every `CHECK_SECONDS` seconds, and it may be silent for `PATIENCE` seconds.
+
+        Raises:
+            ClusterLost: it does not.
+        """
+        now = time.monotonic()
+        if patient and now - self._checked < CHECK_SECONDS:
+            return
+        self._checked = now
+        try:
+            check_answers(self.address)
+            self._answered = time.monotonic()
+        except UserError:
+            if patient and time.monotonic() - self._answered < PATIENCE:
+                return
+            self.lost = True
+            raise ClusterLost(
+                f"the connection to the Ray cluster at {self.address} was lost: its head node does not answer. The "
+                "same command with a new cluster, or with --backend local, runs only what is missing"
+            ) from None
+
+
+def alive_nodes(ray: Any) -> list[dict[str, Any]]:
+    """Descriptions of the nodes of the cluster, by `ray.nodes`, that have CPUs for jobs."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def on_node(ray: Any, remote: Any, node: dict[str, Any]) -> Any:
+    """The remote function `remote`, on this node."""
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+    return remote.options(scheduling_strategy=strategy)
 
 
 def has_gpus(ray: Any) -> bool:

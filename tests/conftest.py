@@ -40,6 +40,7 @@ SLOWEST = (
     "test_docs.py",
     "kernels/attention/test_triton.py",
     "studies/test_ends.py",
+    "studies/test_ray_nodes.py",
     "kernels/sampling/test_triton.py",
     "training/test_failures.py",
     "pretraining/test_resume.py",

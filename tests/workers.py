@@ -46,6 +46,10 @@ class ForkedWorker:
             raise subprocess.TimeoutExpired(MODULE, timeout)
         return self._process.exitcode
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         self._process.kill()
 

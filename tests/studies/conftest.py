@@ -93,19 +93,26 @@ def toy_job(name: str, **fields) -> Job:
 
 def write_toy_runner(folder: Path, monkeypatch) -> None:
     """A module with a runner whose results are the environment it sees and the runs of the jobs around it. It fails,
-    or waits until another job runs, where the options ask for it."""
+    waits until another job runs, or kills itself in its first attempts, where the options ask for it."""
     (folder / "toy_runner.py").write_text(TOY_RUNNER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
 TOY_RUNNER = """
 import os
+import signal
 import time
 from fastbert.errors import UserError
 
 def run(job, out):
     out.mkdir(exist_ok=True)
     (out / "process").write_text(str(os.getpid()))
+    with open(out / "attempts", "a+") as file:
+        file.write("attempt\\n")
+        file.seek(0)
+        attempts = len(file.readlines())
+    if attempts <= job["options"].get("kills", 0):
+        os.kill(os.getpid(), signal.SIGKILL)
     if job["options"].get("fails"):
         raise UserError("as asked")
     while "with" in job["options"] and not (out.parents[1] / job["options"]["with"] / "run").exists():
@@ -113,6 +120,7 @@ def run(job, out):
     before = sorted(path.parent.name for path in out.parents[1].glob("*/run"))
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     seen = {name: os.environ.get(name) for name in names}
+    seen |= {"attempts": attempts, "cores": sorted(os.sched_getaffinity(0))}
     return {"status": "done", "precision": "fp32", "result": {"before": before, **seen}}
 """
 

@@ -96,7 +96,8 @@ def test_failures_stay_alone_and_are_run_again(axes, finished, tmp_path, capsys)
     out = tmp_path / "out"
     # The jobs with more epochs come first.
     long = {"task": axes["tasks"][0], "name": "long", "epochs": 3000, "learning_rates": [3e-3, 1e18]}
-    path = write_sweep(tmp_path, axes, models=axes["models"][1:], tasks=[long, axes["tasks"][0]], seeds=1)
+    tasks = [long, axes["tasks"][0]]
+    path = write_sweep(tmp_path, axes, models=axes["models"][1:], tasks=tasks, seeds=1, retries=0)
     logs = {}
 
     def kill() -> None:
@@ -131,7 +132,7 @@ def test_failures_stay_alone_and_are_run_again(axes, finished, tmp_path, capsys)
 def test_a_job_that_runs_out_of_memory(axes, tmp_path, capsys) -> None:
     """2.5 GiB of addresses for a job whose activations take more; in smaller micro-batches the same job fits."""
     wide = str(tiny_model(tmp_path / "wide", ffn=2**18, layers=2, width=4, heads=1))
-    one = {"models": [wide], "batch_sizes": [64], "seeds": 1, "epochs": 1}
+    one = {"models": [wide], "batch_sizes": [64], "seeds": 1, "epochs": 1, "retries": 0}
     path, out = write_sweep(tmp_path, axes, **one), tmp_path / "out"
 
     def limit() -> None:

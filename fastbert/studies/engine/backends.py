@@ -1,16 +1,22 @@
 """Choice of the back end that runs a study's jobs, and of the GPUs of its workers."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-from fastbert.errors import UserError
+import torch
+
+from fastbert.errors import UserError, plural
+from fastbert.progress import amount
 from fastbert.ray_cluster import connect, has_gpus
+from fastbert.streams import echo
 from fastbert.studies.engine.events import Event, check_order, startable
-from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.job_queue import JobQueue
+from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.local import run_local
 from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.engine.store import JOBS, ResultStore
+from fastbert.training.hardware import memory
 
 
 def start(
@@ -33,11 +39,12 @@ def start(
         ValueError: the jobs are in another order.
     """
     check_order(jobs, store.rows)
-    order = startable(jobs, store.rows)
+    order, folder = startable(jobs, store.rows), store.out / JOBS
     if options.backend == "local":
+        queue = JobQueue(order, options.retries, memory_limit(jobs))
         gpus = visible_gpus() if may_use_gpus(jobs) else []
-        return run_local(order, options.workers, threads, store.out / JOBS, gpus)
-    from fastbert.studies.engine.ray_backend import run_ray
+        return run_local(queue, options.workers, threads, folder, gpus, cores_of_workers(options.workers, threads))
+    from fastbert.studies.engine.ray_backend import check_common_folder, run_ray
 
     ray = connect(options.workers * threads, options.ray_address)
     if timed_on == "cpu" and has_gpus(ray) and any(job.device == "auto" for job in jobs):
@@ -46,7 +53,50 @@ def start(
             "the steps were timed on this machine, which has no GPU, but the jobs would run on the GPUs of the Ray "
             "cluster; start it on a node with a GPU, or give machine: device: cpu"
         )
-    return run_ray(ray, order, options.workers, threads, store.out / JOBS, in_place)
+    if in_place:
+        try:
+            check_common_folder(ray, store.out)
+        except BaseException:
+            ray.shutdown()
+            raise
+    queue = JobQueue(order, options.retries)
+    return run_ray(ray, queue, options.workers, threads, folder, in_place, options.ray_address)
+
+
+def memory_limit(jobs: Sequence[Job]) -> int | None:
+    """Bytes of main memory that are free; None if the memory of no job is known. Prints which jobs need more: each of
+    them runs alone."""
+    if not any(job.memory for job in jobs):
+        return None
+    free, _ = memory(torch.device("cpu"))
+    if large := [job for job in jobs if job.memory > free]:
+        most = max(large, key=lambda job: job.memory)
+        echo(
+            f"{plural(len(large), 'job')} may need more than the {amount(free, 'B')} of free memory, and will run "
+            f"alone: {title(most)} needs about {amount(most.memory, 'B')}"
+        )
+    return free
+
+
+def cores_of_workers(workers: int, threads: int) -> list[list[int]]:
+    """Cores of each worker, if the workers need exactly the cores that this process may use; else an empty list, and
+    the system chooses them. Prints if there are more threads than cores.
+
+    With fewer threads than cores no worker is bound: another study of this machine would be bound to the same cores,
+    while others are idle.
+    """
+    cores = usable_cores()
+    if cores and workers * threads > len(cores):
+        each = plural(threads, "thread")
+        echo(f"{plural(workers, 'worker')} with {each} each compete for {plural(len(cores), 'core')}")
+    if workers * threads != len(cores):
+        return []
+    return [cores[threads * number : threads * (number + 1)] for number in range(workers)]
+
+
+def usable_cores() -> list[int]:
+    """Cores that this process may use; empty if the system does not report them."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def may_use_gpus(jobs: list[Job]) -> bool:
@@ -56,10 +106,8 @@ def may_use_gpus(jobs: list[Job]) -> bool:
 
 
 def visible_gpus() -> list[str]:
-    """GPUs of this process, by CUDA_VISIBLE_DEVICES; imports torch only if that is not set."""
+    """GPUs of this process, by CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:  # CUDA ignores what follows an entry that is no GPU
         return list(takewhile(lambda entry: entry not in ("", "-1"), (entry.strip() for entry in named.split(","))))
-    import torch
-
     return [str(number) for number in range(torch.cuda.device_count())]

@@ -5,16 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from fastbert.ray_cluster import ClusterLost
+from fastbert.streams import echo
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.live_status import LiveStatus
+from fastbert.studies.engine.outcomes import AGAIN, FAILED
 from fastbert.studies.engine.store import ResultRow, ResultStore, is_done
 from fastbert.training.interrupts import Interrupts
 
 TICK = 0.5  # seconds
-NO_MORE = object()  # sentinel: there is no next job
 
 Event = tuple[Job, dict[str, Any] | None] | None
-"""(job, None) when a job has begun, (job, outcome) when it has ended, None after a while without events."""
+"""(job, None) when a job has begun, (job, outcome) when it has ended or, with the status `AGAIN`, will begin again;
+None after a while without events."""
 
 
 def check_order(jobs: Sequence[Job], rows: Mapping[str, ResultRow]) -> None:
@@ -56,21 +59,31 @@ def run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) ->
     or through others, end with it as not run.
 
     Returns:
-        0, or the exit code after a signal.
+        0; 1 if the connection to the cluster was lost, which is printed; or the exit code after a signal.
     """
+    try:
+        return _run_events(events, store, live)
+    except ClusterLost as error:
+        echo(f"error: {error}")
+        return 1
+
+
+def _run_events(events: Iterator[Event], store: ResultStore, live: LiveStatus) -> int:
     with Interrupts() as interrupts, closing(events), live:
         for event in events:
             job, outcome = event or (None, None)
             stopped = interrupts.caught is not None
-            if outcome is not None and not (stopped and outcome["status"] == "failed"):
-                # A signal to the process group also ends the running jobs; these have not failed.
-                live.ended(job, store.add(job, outcome))
-                if outcome["status"] == "failed":
-                    live.skipped(job, store.skip(job))
-            elif job is not None and outcome is None:
+            if job is not None and outcome is None:
                 live.begun(job)
-            else:
+            elif outcome is None or (stopped and outcome["status"] != "done"):
+                # A signal to the process group also ends the running jobs; these have not failed.
                 live.tick()
+            elif outcome["status"] == AGAIN:
+                live.restarts(job, outcome)
+            else:
+                live.ended(job, store.add(job, outcome))
+                if outcome["status"] == FAILED:
+                    live.skipped(job, store.skip(job))
             if stopped:
                 break
     return interrupts.exit_code

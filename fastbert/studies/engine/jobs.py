@@ -53,6 +53,8 @@ class Job:
     """Kind of the job in results.jsonl."""
     device: str = "auto"
     """Option machine.device of the job: auto, cpu, cuda or cuda:N."""
+    memory: int = 0
+    """Bytes of main memory that it is expected to need; 0: unknown."""
     after: tuple[str, ...] = ()
     """Ids of the jobs that it depends on: it starts once all of them are done."""
 

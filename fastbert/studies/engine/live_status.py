@@ -77,6 +77,11 @@ class LiveStatus:
             echo(f"  {self.status()}")
         self.tick()
 
+    def restarts(self, job: Job, outcome: Mapping[str, Any]) -> None:
+        """Reports that a job starts again because its worker was lost."""
+        self._print(f"{title(job)}: {outcome['reason']}; it starts again from its last files ({outcome['retry']})")
+        self.tick()
+
     def skipped(self, failed: Job, jobs: Sequence[Job]) -> None:
         """Counts the jobs that do not run because `failed` did."""
         if jobs:

@@ -6,14 +6,15 @@ import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastbert.processes import without_control_c
 from fastbert.records import json_text
-from fastbert.studies.engine.events import NO_MORE, TICK, Event
+from fastbert.studies.engine.events import TICK, Event
+from fastbert.studies.engine.job_queue import JobQueue
 from fastbert.studies.engine.jobs import Job, thread_variables
 from fastbert.studies.engine.outcomes import LOG, explained_death
 
@@ -21,7 +22,7 @@ from fastbert.studies.engine.outcomes import LOG, explained_death
 @dataclass
 class _Worker:
     number: int
-    """Smallest number that no other worker has; it determines the GPU."""
+    """Smallest number that no other worker has; it determines the GPU and the cores."""
     process: subprocess.Popen[str]
     job: Job | None = None
 
@@ -51,13 +52,13 @@ class _Pool:
     most: int
     threads: int
     gpus: Sequence[str]
+    cores: Sequence[Collection[int]]
     selector: selectors.BaseSelector
     workers: list[_Worker] = field(default_factory=list)
 
-    def idle(self) -> _Worker | None:
-        """A process without a job, a new one if fewer than `most` run; None if all are busy."""
-        found = next((worker for worker in self.workers if worker.job is None), None)
-        return found or (self.start() if len(self.workers) < self.most else None)
+    def idle(self) -> _Worker:
+        """A process without a job, a new one if all are busy; fewer than `most` must be busy."""
+        return next((worker for worker in self.workers if worker.job is None), None) or self.start()
 
     def start(self) -> _Worker:
         number = min(set(range(self.most)) - {worker.number for worker in self.workers})
@@ -73,6 +74,9 @@ class _Pool:
                 encoding="utf-8",
                 env={**os.environ, **variables},
             )
+        if self.cores:  # before its first job, so that all threads of the job inherit it
+            with contextlib.suppress(OSError):  # it has died; the next read of its standard output detects that
+                os.sched_setaffinity(process.pid, self.cores[number])
         worker = _Worker(number, process)
         self.workers.append(worker)
         self.selector.register(process.stdout, selectors.EVENT_READ, worker)
@@ -85,30 +89,32 @@ class _Pool:
 
 
 def run_local(
-    jobs: Iterable[Job | None], workers: int, threads: int, folder: Path, gpus: Sequence[str] = ()
+    queue: JobQueue,
+    workers: int,
+    threads: int,
+    folder: Path,
+    gpus: Sequence[str] = (),
+    cores: Sequence[Collection[int]] = (),
 ) -> Iterator[Event]:
-    """Runs the jobs in their order, `workers` at a time; closing the generator ends the processes at once.
+    """Runs the jobs of the queue, `workers` at a time; closing the generator ends the processes at once.
 
     A process whose job failed, or that died, is replaced, so that no state after an error affects another job.
 
     Args:
-        jobs: the next one is requested once a job has been sent; None means: wait until a running job has ended.
         folder: folder for the folders of the jobs, which are named by their ids.
         gpus: names of the GPUs for CUDA_VISIBLE_DEVICES, assigned to the workers in rotation; if empty, the variable
             is unchanged.
+        cores: cores of each worker; if empty, the system chooses them.
     """
-    waiting = iter(jobs)
-    following = next(waiting, NO_MORE)
     with selectors.DefaultSelector() as selector:
-        pool = _Pool(workers, threads, gpus, selector)
+        pool = _Pool(workers, threads, gpus, cores, selector)
         try:
-            while following is not NO_MORE or any(worker.job for worker in pool.workers):
-                if following is None:
-                    following = next(waiting, NO_MORE)
-                while isinstance(following, Job) and (worker := pool.idle()):
-                    worker.send(following, folder)
-                    following = next(waiting, NO_MORE)
-                    yield worker.job, None
+            while True:
+                while len(queue.running) < workers and (job := queue.next()):
+                    pool.idle().send(job, folder)
+                    yield job, None
+                if not queue.running:
+                    return
                 ready = selector.select(TICK)
                 for key, _ in ready:
                     worker = key.data
@@ -119,7 +125,7 @@ def run_local(
                         if job and outcome is None:
                             outcome = explained_death(code, folder / job.id / LOG)
                     if job:
-                        yield job, outcome
+                        yield job, queue.end(job, outcome)
                 if not ready:
                     yield None
         finally:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastbert.config import choice
 from fastbert.errors import UserError
-from fastbert.ranges import Processes, check_values
+from fastbert.ranges import Processes, Retries, check_values
 from fastbert.ray_cluster import check_ray
 
 BACKENDS = ("local", "ray")
@@ -25,6 +25,9 @@ class EngineOptions:
     """host:port of a running Ray cluster; without it Ray is started on this machine for this call. All nodes need
     fastbert, and models, tasks, data and GLUE under the same paths. A job gets a GPU if the cluster has any, unless
     machine.device is cpu."""
+    retries: Retries = 1
+    """Number of times that a job is started again if its process was killed or its node was lost; it resumes from its
+    last files. A job that ended with an error is not started again by the same call."""
     glue_dir: str | None = None
     """Folder of the official GLUE archive, or of Parquet files (default: nyu-mll/glue through `datasets`)."""
 

@@ -1,4 +1,8 @@
-"""Outcomes of jobs: the reason for a failure and how to fix it, from the error, the exit code or the log."""
+"""Outcomes of jobs: the reason for a failure and how to fix it, from the error, the exit code or the log.
+
+A failure is `lost` if the job itself raised no error: its process was killed, or its node was lost. The queue starts
+such a job again.
+"""
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -12,20 +16,24 @@ from fastbert.system_errors import NO_MEMORY, out_of_memory, user_error
 LOG, RUN = "log.txt", "run"  # in the folder of a job
 TAIL = 15  # lines of a log that are shown after a failure
 LISTED = 3  # jobs that are listed one by one if they did not run because of the same failure
-NOT_RUN = "not run"  # status of a job that did not start because a job that it depends on failed
+# Statuses, next to "done": it failed; it did not start because a job that it depends on failed; it will start again.
+FAILED, NOT_RUN, AGAIN = "failed", "not run", "started again"
 JOB_MEMORY_REMEDY = (
     "use fewer --workers, or reduce the memory of a job: lower machine: micro_batch_size (the results stay the same), "
     "or for fine-tuning max_length"
 )
 
 
-def failure(reason: str, fix: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "fix": fix, "log": []}
+def failure(reason: str, fix: str, lost: bool = False) -> dict[str, Any]:
+    """The outcome of a job that failed; `lost`: its worker was killed or lost."""
+    return {"status": FAILED, "reason": reason, "fix": fix, "log": [], **({"lost": True} if lost else {})}
 
 
 def ended(code: int) -> dict[str, Any]:
-    """The outcome of a training that returned an exit code other than 0."""
-    return failure(f"it was ended by {_signal(code - 128) if code > 128 else f'exit code {code}'}", "run it again")
+    """The outcome of a training that returned an exit code other than 0; above 128 a signal stopped it."""
+    if code > 128:
+        return failure(f"it was ended by {_signal(code - 128)}", "run it again", lost=True)
+    return failure(f"it was ended by exit code {code}", "run it again")
 
 
 def explained(error: Exception) -> dict[str, Any]:
@@ -49,11 +57,11 @@ def explained_death(code: int, log: Path) -> dict[str, Any]:
     ending = _signal(-code) if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
         reason = "its process was killed by SIGKILL, most likely because the system was out of memory"
-        return failure(reason, JOB_MEMORY_REMEDY) | {"log": lines}
+        return failure(reason, JOB_MEMORY_REMEDY, lost=True) | {"log": lines}
     if NO_MEMORY.search("\n".join(lines)):
         reason = f"its process ran out of memory and ended by {ending}"
-        return failure(reason, JOB_MEMORY_REMEDY) | {"log": lines}
-    return failure(f"its process was ended by {ending}", "see its log; run it again") | {"log": lines}
+        return failure(reason, JOB_MEMORY_REMEDY, lost=True) | {"log": lines}
+    return failure(f"its process was ended by {ending}", "see its log; run it again", lost=True) | {"log": lines}
 
 
 def _signal(number: int) -> str:
@@ -106,7 +114,7 @@ def parted(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[d
     """Rows of jobs that are not done: those that failed, and those that did not run because another one failed."""
     rows = list(rows)
     not_run = [row for row in rows if row["status"] == NOT_RUN]
-    return [row for row in rows if row["status"] not in ("done", NOT_RUN)], not_run
+    return [row for row in rows if row["status"] == FAILED], not_run
 
 
 def by_reason(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
