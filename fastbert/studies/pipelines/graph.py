@@ -206,7 +206,8 @@ class Graph:
         if entry.branch is not None:
             return self._branch(entry)
         options = entry.options
-        check_networks(options, resolve_device(options.machine.device))
+        # The nodes of a cluster may have devices that this machine lacks.
+        check_networks(options, resolve_device("cpu" if self.options.backend == "ray" else options.machine.device))
         parent = self.models.get(entry.after) if entry.after else None
         start = parent and parent.data
         if parent is None and options.init_from is not None:
