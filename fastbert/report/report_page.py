@@ -1,6 +1,7 @@
 """A report of blocks: headings, paragraphs, tables, plots; written as Markdown and as one HTML page that opens without
 a network."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,17 +49,30 @@ class ReportPage:
         self._blocks.append((f"![{alt}]({name})", svg(path.read_text(encoding="utf-8"), alt)))
 
     def write(self, about: Mapping[str, str]) -> None:
-        """Writes report.md and report.html.
+        """Writes report.md and report.html, and removes plots of an earlier report that this one does not show.
 
         Args:
             about: lines of the last section by their name.
         """
         self.heading("How it was made")
         self.points([f"{key}: {value}" for key, value in about.items()])
+        former = self._former_plots()
         with atomic_file(self.folder / "report.md", "w") as file:
             file.write("\n\n".join([f"# {self.title}", *(markdown for markdown, _ in self._blocks)]) + "\n")
         with atomic_file(self.folder / "report.html", "w") as file:
             file.write(html_page(self.title, "\n".join(page for _, page in self._blocks)))
+        for name in former - _plots_in("\n".join(markdown for markdown, _ in self._blocks)):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _former_plots(self) -> set[str]:
+        """Names of the plots that an earlier report in the folder shows."""
+        path = self.folder / "report.md"
+        return _plots_in(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else set()
+
+
+def _plots_in(markdown: str) -> set[str]:
+    """Names of the SVG files that a report shows."""
+    return set(re.findall(r"^!\[.*\]\(([a-z0-9_-]+\.svg)\)$", markdown, re.MULTILINE))
 
 
 def write_plot(path: Path, plot: Callable[..., Any], *what: Any) -> None:

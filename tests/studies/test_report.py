@@ -79,6 +79,13 @@ def test_a_report_of_blocks(tmp_path) -> None:
     assert "Between " in page.texts and "code <x>" in page.texts and "a|b" in page.texts
     assert "<b>text</b>." in " ".join(page.texts)  # text, not markup
     assert EVIL in page.texts and "x < y" in page.texts  # of the plot
+    # A later report without that plot removes its file, and no other.
+    (tmp_path / "mine.svg").touch()
+    later = ReportPage("A", tmp_path)
+    later.text("![no plot](mine.svg) in a sentence")
+    later.write({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.svg", "report.html", "report.md"]
+    assert "plot.svg" not in (tmp_path / "report.md").read_text()
 
 
 @pytest.fixture
