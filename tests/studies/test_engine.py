@@ -68,9 +68,7 @@ def test_a_graph_of_jobs_of_a_new_kind(tmp_path, monkeypatch, capsys) -> None:
     assert process["a"] not in {process[name] for name in "bce"}
     jobs[0] = toy_job("a", task="u")  # the next call tries again
     store = opened(tmp_path / "out", jobs)
-    for job in (remaining := store.remaining):
-        del store.rows[job.id]
-    events = start(EngineOptions(workers=2), remaining, store, 3)
+    events = start(EngineOptions(workers=2), store.remaining, store, 3)
     assert run_events(events, store, LiveStatus(jobs, store.rows, lambda row: ("gpu", 0.0))) == 0
     assert all(store.is_done(job) for job in jobs)
     with pytest.raises(ValueError, match="t, m, seed 0 depends on b"):

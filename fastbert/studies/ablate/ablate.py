@@ -142,8 +142,6 @@ def run_remaining(plan: AblationPlan, store: ResultStore, threads: int, options:
     remaining = store.remaining
     if not remaining:
         return 0
-    for job in remaining:
-        store.rows.pop(job.id, None)  # it failed before; jobs that depend on it wait for it again
     incomparable = plan.incomparable
     for left_out in plan.incomparable_on.values():  # the live status shows the mean of all splits
         incomparable |= left_out

@@ -47,8 +47,6 @@ def active(study: ActiveStudy, options: ActiveOptions) -> int:
         rerun_lost_rounds(store)
         echo(f"{counted(plan)}{store.done_before}")
         if remaining := store.remaining:
-            for job in remaining:
-                store.rows.pop(job.id, None)  # it failed before; the round after it waits for it again
             events = start(options, remaining, store, study.threads, in_place=True)
             stopped = run_events(events, store, LiveStatus(plan.jobs, store.rows, scored))
             if stopped:

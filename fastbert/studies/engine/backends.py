@@ -27,7 +27,7 @@ def start(
     in_place: bool = False,
     timed_on: str | None = None,
 ) -> Iterator[Event]:
-    """Starts the back end on `jobs`, which are ordered so that each comes after all that it depends on.
+    """Starts the back end on `jobs`, which are not done and come after all jobs that they depend on.
 
     Args:
         threads: CPU threads of each job.
@@ -39,6 +39,9 @@ def start(
         ValueError: the jobs are in another order.
     """
     check_order(jobs, store.rows)
+    if any(job.after for job in jobs):
+        for job in jobs:  # what an earlier call left of them: the jobs that depend on them wait for them again
+            store.rows.pop(job.id, None)
     order, folder = startable(jobs, store.rows), store.out / JOBS
     if options.backend == "local":
         queue = JobQueue(order, options.retries, memory_limit(jobs))

@@ -91,6 +91,8 @@ def check_common_folder(ray: Any, out: Path) -> None:
         path = str(Path(probe.name).resolve())
         remote = ray.remote(num_cpus=0, max_retries=1)(os.path.exists)
         nodes = {on_node(ray, remote, node).remote(path): node["NodeManagerHostname"] for node in alive_nodes(ray)}
+        if not nodes:  # they start when jobs need them
+            return
         answered, open_ones = ray.wait(list(nodes), num_returns=len(nodes), timeout=PROBE_SECONDS)
         without = sorted({nodes[reference] for reference in answered if not _there(ray, reference)})
         silent = sorted({nodes[reference] for reference in open_ones})
