@@ -66,6 +66,7 @@ def check_answers(address: str) -> None:
         UserError: it is not a valid address, or nothing answers.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")  # of an IPv6 address
     if not host or not port.isdigit():
         raise UserError(f"the Ray address {address!r} is not of the form host:port, such as 10.0.0.1:6379")
     try:

@@ -1,7 +1,7 @@
 """`fastbert active`: learners in rounds of growing numbers of labels, as chains of jobs; writes one report.
 
 out/active-study.json   the study, and the ids of its jobs
-out/results.jsonl       one object per job that is done or has failed; the file is rewritten whenever a job ends
+out/results.jsonl       one object per job that is done, failed or was not run; rewritten whenever a job ends
 out/jobs/<id>/          log.txt, and run/ of a round: see `round_job`
 out/report/             report.md, report.html, plots
 """
