@@ -173,6 +173,10 @@ class NodeDiedError(Exception):
     """Named like Ray's."""
 
 
+class LocalRayletDiedError(NodeDiedError):
+    """Named like Ray's."""
+
+
 class OtherError(Exception):
     """Named like none of Ray's."""
 
@@ -312,6 +316,10 @@ def test_a_cluster_whose_head_node_is_lost(tmp_path, monkeypatch, capsys) -> Non
     error = capsys.readouterr().err
     assert "the connection to the Ray cluster at 127.0.0.1:1 was lost" in error and "FAILED" not in error
     assert not store.rows and not ray.alive
+    answers = iter([LocalRayletDiedError("killed")])
+    assert run_events(start(options, jobs, store, 1), store, LiveStatus(jobs, {}, lambda row: ("", 0.0))) == 1
+    error = capsys.readouterr().err
+    assert "error: Ray's process on this machine (raylet) was lost. The same command" in error and not store.rows
 
 
 def test_a_head_node_that_is_silent_for_a_while(monkeypatch) -> None:
@@ -329,12 +337,12 @@ def test_a_head_node_that_is_silent_for_a_while(monkeypatch) -> None:
     for now[0] in range(1, 70):
         answering[0] = not 20 <= now[0] <= 40  # it comes back in time
         connection.check(patient=True)
-    assert asked == list(range(5, 70, 5)) and not connection.lost
+    assert asked == list(range(5, 70, 5))
     answering[0] = False
     with pytest.raises(ClusterLost, match=r"the Ray cluster at 127\.0\.0\.1:1 was lost"):
         for now[0] in range(70, 200):
             connection.check(patient=True)
-    assert connection.lost and now[0] == 95
+    assert now[0] == 95
 
 
 def test_a_job_whose_process_is_killed_starts_again(tmp_path, monkeypatch, capsys) -> None:
