@@ -115,6 +115,17 @@ def test_gpus_take_turns(tmp_path, monkeypatch) -> None:
     assert gpus == {"a": "5", "b": "GPU-7", "c": "5"}
 
 
+def test_jobs_for_which_memory_is_short_have_their_own_process(tmp_path, monkeypatch) -> None:
+    """A process holds the memory of its largest job until it ends."""
+    write_toy_runner(tmp_path, monkeypatch)
+    for free, processes in ((1, 3), (2, 1)):
+        monkeypatch.setattr(backends, "memory", lambda device, free=free: (free, free))
+        jobs = [toy_job(name, memory=size) for name, size in {"a": 2, "b": 1, "c": 0}.items()]
+        out = tmp_path / str(free)
+        assert sum(event is not None for event in start(EngineOptions(), jobs, opened(out, jobs), 1)) == 6
+        assert len({(out / "jobs" / name / "run" / "process").read_text() for name in "abc"}) == processes
+
+
 def test_workers_that_need_all_cores_have_their_own(tmp_path, monkeypatch, capsys) -> None:
     """The process that replaces that of a failed job has the same cores."""
     write_toy_runner(tmp_path, monkeypatch)
@@ -395,9 +406,12 @@ def test_jobs_that_need_memory(monkeypatch, capsys) -> None:
     assert [job.id for job in started].index("large") == 11 and len(started) == 31
 
     monkeypatch.setattr(backends, "memory", lambda device: (10 * 10**9, 20 * 10**9))
-    assert memory_limit([toy_job("a")]) is None
+    assert memory_limit([toy_job("a")] * 2, 2) is None
+    equal = [toy_job(name, memory=4 * 10**9) for name in "abc"]
+    assert memory_limit(equal, 2) is None and memory_limit(equal, 3) == 10 * 10**9
+    assert not capsys.readouterr().err
     large = toy_job("a", memory=12 * 10**9)
-    assert memory_limit([large, toy_job("b", memory=1)]) == 10 * 10**9
+    assert memory_limit([large, toy_job("b", memory=1)], 1) == 10 * 10**9
     assert "1 job may need more than the 10.0 GB of free memory, and will run alone: t, m, seed 0" in (
         capsys.readouterr().err
     )

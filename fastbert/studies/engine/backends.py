@@ -44,7 +44,7 @@ def start(
             store.rows.pop(job.id, None)
     order, folder = startable(jobs, store.rows), store.out / JOBS
     if options.backend == "local":
-        queue = JobQueue(order, options.retries, memory_limit(jobs))
+        queue = JobQueue(order, options.retries, memory_limit(jobs, options.workers))
         gpus = visible_gpus() if may_use_gpus(jobs) else []
         return run_local(queue, options.workers, threads, folder, gpus, cores_of_workers(options.workers, threads))
     from fastbert.studies.engine.ray_backend import check_common_folder, run_ray
@@ -66,12 +66,12 @@ def start(
     return run_ray(ray, queue, options.workers, threads, folder, in_place, options.ray_address)
 
 
-def memory_limit(jobs: Sequence[Job]) -> int | None:
-    """Bytes of main memory that are free; None if the memory of no job is known. Prints which jobs need more: each of
-    them runs alone."""
-    if not any(job.memory for job in jobs):
-        return None
+def memory_limit(jobs: Sequence[Job], workers: int) -> int | None:
+    """Bytes of main memory that are free; None if they are enough for all jobs that may run at a time, as far as their
+    memory is known. Prints which jobs need more: each of them runs alone."""
     free, _ = memory(torch.device("cpu"))
+    if sum(sorted((job.memory for job in jobs), reverse=True)[:workers]) <= free:
+        return None
     if large := [job for job in jobs if job.memory > free]:
         most = max(large, key=lambda job: job.memory)
         echo(
