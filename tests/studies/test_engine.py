@@ -23,7 +23,7 @@ from fastbert.studies.engine.events import run_events, startable
 from fastbert.studies.engine.job_queue import JobQueue
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.options import EngineOptions
-from fastbert.studies.engine.outcomes import print_failures
+from fastbert.studies.engine.outcomes import ended, print_failures
 from fastbert.studies.engine.ray_backend import outcome_of, run_ray, run_remotely
 from fastbert.studies.engine.store import ResultStore
 from tests.gpus import report_gpus
@@ -374,6 +374,7 @@ def test_a_job_whose_process_is_killed_starts_again(tmp_path, monkeypatch, capsy
     assert error.count("its process was killed by SIGKILL") == 3  # two lines of retries, and a failure
     assert error.count("it starts again from its last files (retry 1 of 1)") == 2
     assert "2 of 4 done, 0 running, 2 failed, 0 left" in error
+    assert ended(143)["lost"] and "lost" not in ended(1)  # a training that SIGTERM stopped, and one that failed
 
 
 def test_jobs_that_need_memory(monkeypatch, capsys) -> None:
