@@ -66,6 +66,7 @@ def check_answers(address: str) -> None:
         UserError: it is not a valid address, or nothing answers.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")  # of an IPv6 address
     if not host or not port.isdigit():
         raise UserError(f"the Ray address {address!r} is not of the form host:port, such as 10.0.0.1:6379")
     try:
@@ -84,6 +85,9 @@ def check_answers(address: str) -> None:
         raise UserError(f"the server at {address} is not Ray; give host:port of the head node, by default port 6379")
 
 
+ONLY_MISSING = "The same command with a new cluster, or with --backend local, runs only what is missing"
+
+
 class ClusterLost(UserError):
     """The connection to the cluster was lost; what runs there has not failed."""
 
@@ -96,14 +100,10 @@ class Connection:
     Args:
         ray: the module, connected.
         address: host:port of the cluster; None: that of the cluster on this machine.
-
-    Attributes:
-        lost: the head node does not answer any more.
     """
 
     def __init__(self, ray: Any, address: str | None) -> None:
         self.ray, self.address = ray, address or ray.get_runtime_context().gcs_address
-        self.lost = False
         self._checked = self._answered = time.monotonic()
 
     def __enter__(self) -> "Connection":
@@ -131,10 +131,9 @@ class Connection:
         except UserError:
             if patient and time.monotonic() - self._answered < PATIENCE:
                 return
-            self.lost = True
+            where = f"the Ray cluster at {self.address}"
             raise ClusterLost(
-                f"the connection to the Ray cluster at {self.address} was lost: its head node does not answer. The "
-                "same command with a new cluster, or with --backend local, runs only what is missing"
+                f"the connection to {where} was lost: its head node does not answer. {ONLY_MISSING}"
             ) from None
 
 

@@ -23,6 +23,7 @@ from fastbert.finetuning.scoring import Inputs, encode_inputs
 from fastbert.finetuning.slices import Masks, masks
 from fastbert.finetuning.tasks import Task, open_task
 from fastbert.hub.load import Pretrained, tokenizer_of
+from fastbert.model.memory import training_memory
 from fastbert.training.apex import check_apex
 from fastbert.training.hardware import device_of_rank, resolve_precision, setup_machine
 from fastbert.training.schedules import learning_rate_factor
@@ -81,6 +82,18 @@ def open_encoder(requested: FinetuneOptions) -> Pretrained:
             "--init-from, and a pretrained encoder with --model"
         )
     return load_encoder(folder)
+
+
+def expected_memory(setup: FinetuneSetup) -> int:
+    """Bytes of main memory that the training of a seed needs, estimated; 0 (unknown) if it runs on a GPU. The longest
+    training text is supposed to be as long as the longest of dev."""
+    if setup.device.type != "cpu":
+        return 0
+    options, pretrained = setup.options, setup.pretrained
+    longest = max(int(inputs.orders[0].lengths.max()) for inputs in setup.dev.values())
+    tokens = (options.machine.micro_batch_size or options.batch_size) * min(longest, options.max_length)
+    parameters = sum(weight.numel() for weight in pretrained.weights.values())
+    return training_memory(parameters, [pretrained.config], tokens, 7, predicts_words=False)
 
 
 def prepare_finetuning(

@@ -11,7 +11,7 @@ from fastbert.model.positions import POSITIONS
 def encoder_parameters(config: EncoderConfig) -> int:
     """Number of parameters of an encoder."""
     d, f, bias = config.width, config.ffn, int(config.bias)
-    norm, up = d * (1 + bias), _ups(config) * f
+    norm, up = d * (1 + bias), inner_matrices(config) * f
 
     def linear(inputs: int, outputs: int) -> int:
         return (inputs + bias) * outputs
@@ -22,7 +22,7 @@ def encoder_parameters(config: EncoderConfig) -> int:
     return embeddings + norms + config.layers * block + POSITIONS[config.position].parameters_of(config)
 
 
-def _ups(config: EncoderConfig) -> int:
+def inner_matrices(config: EncoderConfig) -> int:
     """Number of matrices that project from the width to the inner width."""
     return 2 if config.feed_forward == "geglu" else 1
 
@@ -48,7 +48,7 @@ def block_flops(config: EncoderConfig, length: int, queries: int) -> int:
 def query_flops(config: EncoderConfig, length: int, queries: int) -> int:
     """FLOPs of one forward pass of one block for `queries` tokens of a row whose keys and values are known."""
     d, f = config.width, config.ffn
-    return 2 * queries * (2 * d * d + (_ups(config) + 1) * d * f) + 4 * queries * length * d
+    return 2 * queries * (2 * d * d + (inner_matrices(config) + 1) * d * f) + 4 * queries * length * d
 
 
 def mlm_head_flops(config: EncoderConfig, masked: int) -> int:

@@ -11,6 +11,7 @@ from itertools import combinations
 from torch import nn
 
 from fastbert.data.stages import NOMINAL_STEPS, BatchPlan, make_plan, steps_within
+from fastbert.model.memory import training_memory
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.progress import progress
@@ -226,6 +227,19 @@ def time_training(setup: PretrainSetup, objective: nn.Module, seconds: float, pl
 def shared_with(world: World) -> Callable[[float], float]:
     """Function that maps a number to that of the first rank."""
     return lambda number: world.first_decides(lambda: number)
+
+
+def expected_memory(setup: PretrainSetup, parameters: int) -> int:
+    """Bytes of main memory that the training needs, estimated; 0 (unknown) if it runs on a GPU.
+
+    Args:
+        parameters: number of parameters of all networks.
+    """
+    if setup.device.type != "cpu":
+        return 0
+    options = setup.options
+    tokens = min(options.micro_batch_size, options.batch_size) * options.length
+    return training_memory(parameters, options.of_objective.networks(setup.config), tokens, 5, predicts_words=True)
 
 
 def checkpoint_size(objective: nn.Module) -> int:

@@ -136,10 +136,22 @@ def memory(device: torch.device) -> tuple[int, int]:
     if sys.platform == "linux":
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free = 1024 * int(fields["MemAvailable"].split()[0])
-        limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-        if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
-            total, free = min(total, int(most)), min(free, int(most) - int(used.read_text(encoding="utf-8")))
+        if limits := group_memory(Path("/sys/fs/cgroup")):
+            free, total = min(free, limits[0]), min(total, limits[1])
     return free, total
+
+
+def group_memory(folder: Path) -> tuple[int, int] | None:
+    """Free and total bytes of memory of the control group in `folder`; None without a limit. What it has read from
+    files and does not use (inactive_file) is free: the system drops it when memory is needed."""
+    limit, used, statistics = (folder / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not (limit.is_file() and used.is_file()) or (most := limit.read_text(encoding="utf-8").strip()) == "max":
+        return None
+    inactive = 0
+    if statistics.is_file():
+        lines = statistics.read_text(encoding="utf-8").splitlines()
+        inactive = int(dict(line.split() for line in lines).get("inactive_file", 0))
+    return max(0, int(most) - int(used.read_text(encoding="utf-8")) + inactive), int(most)
 
 
 def describe_machine() -> dict[str, object]:

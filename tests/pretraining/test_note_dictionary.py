@@ -23,7 +23,7 @@ from fastbert.model.options import NoteDictionaryOptions
 from fastbert.pretraining import note_corpus
 from fastbert.pretraining.note_corpus import find_note_words
 from fastbert.pretraining.options import PretrainOptions, science
-from fastbert.training.hardware import describe_machine, memory
+from fastbert.training.hardware import describe_machine, group_memory, memory
 from tests.flags import main
 
 NOTES = ["--notes.enabled", "--notes.half-window", "4", "--notes.fraction", "1"]
@@ -260,6 +260,13 @@ def test_a_dictionary_that_does_not_fit_is_refused(flags, tmp_path, capsys, monk
     assert asked[1] - asked[0] >= 3 * words * 4 * 32
 
 
-def test_available_memory_is_part_of_the_machines() -> None:
+def test_available_memory_is_part_of_the_machines(tmp_path) -> None:
     free = memory(torch.device("cpu"))[0]
     assert 2**20 < free < describe_machine()["memory_bytes"]
+    assert group_memory(tmp_path) is None
+    files = {"max": "max\n", "current": "900\n", "stat": "anon 500\nfile 400\ninactive_file 300\n"}
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert group_memory(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert group_memory(tmp_path) == (400, 1000)  # files that were read and are not in use can be dropped

@@ -395,6 +395,8 @@ def test_no_two_trainings_of_a_variant_have_the_same_head(planned, words) -> Non
     for variant in ("a", "b"):
         tunings = [job for job in study.jobs if job.kind == FINETUNE and job.model == variant]
         assert [(job.seed, job.options["first_seed"]) for job in tunings] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+    on_cpu = study.variants[0].setup.device.type == "cpu"
+    assert {job.memory > 5e8 for job in study.jobs} == {on_cpu}  # main memory, of pretrainings and fine-tunings
 
 
 def test_the_best_setting_is_that_of_the_last_point(planned, words) -> None:

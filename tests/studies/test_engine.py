@@ -23,7 +23,7 @@ from fastbert.studies.engine.events import run_events, startable
 from fastbert.studies.engine.job_queue import JobQueue
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.options import EngineOptions
-from fastbert.studies.engine.outcomes import print_failures
+from fastbert.studies.engine.outcomes import ended, print_failures
 from fastbert.studies.engine.ray_backend import outcome_of, run_ray, run_remotely
 from fastbert.studies.engine.store import ResultStore
 from tests.gpus import report_gpus
@@ -68,9 +68,7 @@ def test_a_graph_of_jobs_of_a_new_kind(tmp_path, monkeypatch, capsys) -> None:
     assert process["a"] not in {process[name] for name in "bce"}
     jobs[0] = toy_job("a", task="u")  # the next call tries again
     store = opened(tmp_path / "out", jobs)
-    for job in (remaining := store.remaining):
-        del store.rows[job.id]
-    events = start(EngineOptions(workers=2), remaining, store, 3)
+    events = start(EngineOptions(workers=2), store.remaining, store, 3)
     assert run_events(events, store, LiveStatus(jobs, store.rows, lambda row: ("gpu", 0.0))) == 0
     assert all(store.is_done(job) for job in jobs)
     with pytest.raises(ValueError, match="t, m, seed 0 depends on b"):
@@ -115,6 +113,17 @@ def test_gpus_take_turns(tmp_path, monkeypatch) -> None:
     ended = {job.id: outcome for job, outcome in filter(None, events) if outcome}
     gpus = {name: outcome["result"]["CUDA_VISIBLE_DEVICES"] for name, outcome in ended.items()}
     assert gpus == {"a": "5", "b": "GPU-7", "c": "5"}
+
+
+def test_jobs_for_which_memory_is_short_have_their_own_process(tmp_path, monkeypatch) -> None:
+    """A process holds the memory of its largest job until it ends."""
+    write_toy_runner(tmp_path, monkeypatch)
+    for free, processes in ((1, 3), (2, 1)):
+        monkeypatch.setattr(backends, "memory", lambda device, free=free: (free, free))
+        jobs = [toy_job(name, memory=size) for name, size in {"a": 2, "b": 1, "c": 0}.items()]
+        out = tmp_path / str(free)
+        assert sum(event is not None for event in start(EngineOptions(), jobs, opened(out, jobs), 1)) == 6
+        assert len({(out / "jobs" / name / "run" / "process").read_text() for name in "abc"}) == processes
 
 
 def test_workers_that_need_all_cores_have_their_own(tmp_path, monkeypatch, capsys) -> None:
@@ -172,6 +181,10 @@ def test_which_gpus_are_shared(monkeypatch) -> None:
 
 
 class NodeDiedError(Exception):
+    """Named like Ray's."""
+
+
+class LocalRayletDiedError(NodeDiedError):
     """Named like Ray's."""
 
 
@@ -314,6 +327,10 @@ def test_a_cluster_whose_head_node_is_lost(tmp_path, monkeypatch, capsys) -> Non
     error = capsys.readouterr().err
     assert "the connection to the Ray cluster at 127.0.0.1:1 was lost" in error and "FAILED" not in error
     assert not store.rows and not ray.alive
+    answers = iter([LocalRayletDiedError("killed")])
+    assert run_events(start(options, jobs, store, 1), store, LiveStatus(jobs, {}, lambda row: ("", 0.0))) == 1
+    error = capsys.readouterr().err
+    assert "error: Ray's process on this machine (raylet) was lost. The same command" in error and not store.rows
 
 
 def test_a_head_node_that_is_silent_for_a_while(monkeypatch) -> None:
@@ -331,12 +348,12 @@ def test_a_head_node_that_is_silent_for_a_while(monkeypatch) -> None:
     for now[0] in range(1, 70):
         answering[0] = not 20 <= now[0] <= 40  # it comes back in time
         connection.check(patient=True)
-    assert asked == list(range(5, 70, 5)) and not connection.lost
+    assert asked == list(range(5, 70, 5))
     answering[0] = False
     with pytest.raises(ClusterLost, match=r"the Ray cluster at 127\.0\.0\.1:1 was lost"):
         for now[0] in range(70, 200):
             connection.check(patient=True)
-    assert connection.lost and now[0] == 95
+    assert now[0] == 95
 
 
 def test_a_job_whose_process_is_killed_starts_again(tmp_path, monkeypatch, capsys) -> None:
@@ -357,6 +374,7 @@ def test_a_job_whose_process_is_killed_starts_again(tmp_path, monkeypatch, capsy
     assert error.count("its process was killed by SIGKILL") == 3  # two lines of retries, and a failure
     assert error.count("it starts again from its last files (retry 1 of 1)") == 2
     assert "2 of 4 done, 0 running, 2 failed, 0 left" in error
+    assert ended(143)["lost"] and "lost" not in ended(1)  # a training that SIGTERM stopped, and one that failed
 
 
 def test_jobs_that_need_memory(monkeypatch, capsys) -> None:
@@ -389,9 +407,12 @@ def test_jobs_that_need_memory(monkeypatch, capsys) -> None:
     assert [job.id for job in started].index("large") == 11 and len(started) == 31
 
     monkeypatch.setattr(backends, "memory", lambda device: (10 * 10**9, 20 * 10**9))
-    assert memory_limit([toy_job("a")]) is None
+    assert memory_limit([toy_job("a")] * 2, 2) is None
+    equal = [toy_job(name, memory=4 * 10**9) for name in "abc"]
+    assert memory_limit(equal, 2) is None and memory_limit(equal, 3) == 10 * 10**9
+    assert not capsys.readouterr().err
     large = toy_job("a", memory=12 * 10**9)
-    assert memory_limit([large, toy_job("b", memory=1)]) == 10 * 10**9
+    assert memory_limit([large, toy_job("b", memory=1)], 1) == 10 * 10**9
     assert "1 job may need more than the 10.0 GB of free memory, and will run alone: t, m, seed 0" in (
         capsys.readouterr().err
     )

@@ -100,6 +100,8 @@ def test_something_else_than_ray_answers(monkeypatch) -> None:
     with pytest.raises(UserError, match="is not Ray; give host:port of the head node"):
         check_answers(serve(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
     check_answers(serve(bytes(3) + b"\x04" + bytes(5)))  # the SETTINGS of a gRPC server
+    host, port = serve(bytes(3) + b"\x04" + bytes(5)).split(":")
+    check_answers(f"[{host}]:{port}")  # as an IPv6 address is written
     monkeypatch.setattr("fastbert.ray_cluster.ANSWER_TIMEOUT", 0.2)
     with pytest.raises(UserError, match=r"no Ray answers at .*timed out"):
         check_answers(serve(b""))

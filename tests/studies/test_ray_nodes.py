@@ -40,7 +40,7 @@ def run(job, out):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Any]:
     """A head node without CPUs for jobs, and a node with two."""
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -53,6 +53,7 @@ def cluster(tmp_path_factory) -> Iterator[Any]:
         head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "_system_config": soon}
         found = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         yield SimpleNamespace(whole=found, node=add_node(found), options=("ray", found.address))
+        ray.shutdown()  # connected if the test has failed; the cluster cannot be stopped then
         found.shutdown()
 
 

@@ -1,7 +1,7 @@
 """`fastbert ablate`: compares a baseline with variants on equal data, order and seeds at equal cost, in one report.
 
 out/ablation.json    the variants, the ids of their jobs, and the step times that converted minutes to steps
-out/results.jsonl    one object per job that is done or has failed; the file is rewritten whenever a job ends
+out/results.jsonl    one object per job that is done, failed or was not run; rewritten whenever a job ends
 out/jobs/<id>/       log.txt, and run/ as written by `fastbert pretrain` or `fastbert finetune`; an evaluation has none
 out/report/          report.md, report.html, plots
 """
@@ -143,8 +143,6 @@ def run_remaining(plan: AblationPlan, store: ResultStore, threads: int, options:
     remaining = store.remaining
     if not remaining:
         return 0
-    for job in remaining:
-        store.rows.pop(job.id, None)  # it failed before; jobs that depend on it wait for it again
     incomparable = plan.incomparable
     for left_out in plan.incomparable_on.values():  # the live status shows the mean of all splits
         incomparable |= left_out

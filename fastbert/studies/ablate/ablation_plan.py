@@ -18,7 +18,7 @@ from fastbert.model.config import check_length
 from fastbert.model.options import NoteDictionaryOptions
 from fastbert.model.positions import POSITIONS
 from fastbert.pretraining.branch import annealed
-from fastbert.pretraining.budget import check_steps, checkpoint_size, resolve_steps
+from fastbert.pretraining.budget import check_steps, checkpoint_size, expected_memory, resolve_steps
 from fastbert.pretraining.initial import tokenizer_to_prepare
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import (
@@ -321,6 +321,7 @@ def _pretraining(
         runner="fastbert.studies.ablate.pretrain_jobs:pretrain_job",
         kind=PRETRAIN if trunk is None else BRANCH,
         device=machine.device,
+        memory=expected_memory(replace(variant.setup, options=options), variant.parameters),
         after=() if trunk is None else (trunk.id,),
     )
 

@@ -1,7 +1,7 @@
 """`fastbert active`: learners in rounds of growing numbers of labels, as chains of jobs; writes one report.
 
 out/active-study.json   the study, and the ids of its jobs
-out/results.jsonl       one object per job that is done or has failed; the file is rewritten whenever a job ends
+out/results.jsonl       one object per job that is done, failed or was not run; rewritten whenever a job ends
 out/jobs/<id>/          log.txt, and run/ of a round: see `round_job`
 out/report/             report.md, report.html, plots
 """
@@ -47,8 +47,6 @@ def active(study: ActiveStudy, options: ActiveOptions) -> int:
         rerun_lost_rounds(store)
         echo(f"{counted(plan)}{store.done_before}")
         if remaining := store.remaining:
-            for job in remaining:
-                store.rows.pop(job.id, None)  # it failed before; the round after it waits for it again
             events = start(options, remaining, store, study.threads, in_place=True)
             stopped = run_events(events, store, LiveStatus(plan.jobs, store.rows, scored))
             if stopped:

@@ -14,6 +14,7 @@ from fastbert.config import digest, to_dict
 from fastbert.errors import UserError, plural
 from fastbert.finetuning.continual.options import METHODS
 from fastbert.finetuning.options import FinetuneOptions, science
+from fastbert.finetuning.setup import expected_memory
 from fastbert.streams import echo
 from fastbert.studies.active.acquire import check_query
 from fastbert.studies.active.options import ActiveOptions, ActiveStudy, Learner, round_files
@@ -139,6 +140,7 @@ class Chains:
             runner="fastbert.studies.active.round_job:round_job",
             kind=kind,
             device=self.finetune.machine.device,
+            memory=expected_memory(setup),
             after=() if after is None else (after,),
         )
 

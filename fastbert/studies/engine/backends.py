@@ -27,7 +27,7 @@ def start(
     in_place: bool = False,
     timed_on: str | None = None,
 ) -> Iterator[Event]:
-    """Starts the back end on `jobs`, which are ordered so that each comes after all that it depends on.
+    """Starts the back end on `jobs`, which are not done and come after all jobs that they depend on.
 
     Args:
         threads: CPU threads of each job.
@@ -39,9 +39,12 @@ def start(
         ValueError: the jobs are in another order.
     """
     check_order(jobs, store.rows)
+    if any(job.after for job in jobs):
+        for job in jobs:  # what an earlier call left of them: the jobs that depend on them wait for them again
+            store.rows.pop(job.id, None)
     order, folder = startable(jobs, store.rows), store.out / JOBS
     if options.backend == "local":
-        queue = JobQueue(order, options.retries, memory_limit(jobs))
+        queue = JobQueue(order, options.retries, memory_limit(jobs, options.workers))
         gpus = visible_gpus() if may_use_gpus(jobs) else []
         return run_local(queue, options.workers, threads, folder, gpus, cores_of_workers(options.workers, threads))
     from fastbert.studies.engine.ray_backend import check_common_folder, run_ray
@@ -63,12 +66,12 @@ def start(
     return run_ray(ray, queue, options.workers, threads, folder, in_place, options.ray_address)
 
 
-def memory_limit(jobs: Sequence[Job]) -> int | None:
-    """Bytes of main memory that are free; None if the memory of no job is known. Prints which jobs need more: each of
-    them runs alone."""
-    if not any(job.memory for job in jobs):
-        return None
+def memory_limit(jobs: Sequence[Job], workers: int) -> int | None:
+    """Bytes of main memory that are free; None if they are enough for all jobs that may run at a time, as far as their
+    memory is known. Prints which jobs need more: each of them runs alone."""
     free, _ = memory(torch.device("cpu"))
+    if sum(sorted((job.memory for job in jobs), reverse=True)[:workers]) <= free:
+        return None
     if large := [job for job in jobs if job.memory > free]:
         most = max(large, key=lambda job: job.memory)
         echo(

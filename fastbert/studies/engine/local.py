@@ -16,7 +16,7 @@ from fastbert.records import json_text
 from fastbert.studies.engine.events import TICK, Event
 from fastbert.studies.engine.job_queue import JobQueue
 from fastbert.studies.engine.jobs import Job, thread_variables
-from fastbert.studies.engine.outcomes import LOG, explained_death
+from fastbert.studies.engine.outcomes import FAILED, LOG, explained_death
 
 
 @dataclass
@@ -98,7 +98,8 @@ def run_local(
 ) -> Iterator[Event]:
     """Runs the jobs of the queue, `workers` at a time; closing the generator ends the processes at once.
 
-    A process whose job failed, or that died, is replaced, so that no state after an error affects another job.
+    A process whose job failed, or that died, is replaced, so that no state after an error affects another job. If the
+    queue has a limit of memory, every job has a new process.
 
     Args:
         folder: folder for the folders of the jobs, which are named by their ids.
@@ -120,7 +121,8 @@ def run_local(
                     worker = key.data
                     job, outcome = worker.job, _answer(worker.process.stdout.readline())
                     worker.job = None
-                    if outcome is None or outcome["status"] == "failed":
+                    # Where memory is short, also to free that of its job, which the process would hold to its end.
+                    if outcome is None or outcome["status"] == FAILED or queue.memory is not None:
                         code = pool.dismiss(worker, patience=5.0 if outcome is None else 0.0)
                         if job and outcome is None:
                             outcome = explained_death(code, folder / job.id / LOG)

@@ -18,7 +18,8 @@ class EngineOptions:
     """Folder for results.jsonl, report/ and jobs/ (default: runs/<name of the YAML file>)."""
     workers: Processes = 1
     """Number of concurrent jobs, each in a process with the YAML file's number of threads; results do not depend on it.
-    On this machine each worker has one GPU, in rotation; GPUs that CUDA_VISIBLE_DEVICES hides are not used."""
+    On this machine each worker has one GPU, in rotation; GPUs that CUDA_VISIBLE_DEVICES hides are not used. Workers
+    that need exactly all CPU cores have their own ones, and fewer jobs run at a time where memory is short."""
     backend: str = choice("local", BACKENDS, "back end")
     """Back end that runs the jobs: local (processes on this machine) or ray."""
     ray_address: str | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastbert.errors import UserError
 from fastbert.files import atomic_file, make_folder
-from fastbert.ray_cluster import Connection, alive_nodes, has_gpus, on_node
+from fastbert.ray_cluster import ONLY_MISSING, ClusterLost, Connection, alive_nodes, has_gpus, on_node
 from fastbert.studies.engine.events import TICK, Event
 from fastbert.studies.engine.job_queue import JobQueue
 from fastbert.studies.engine.jobs import Job, run_job
@@ -23,8 +23,9 @@ from fastbert.system_errors import user_error
 _RETURNED = (".txt", ".json", ".jsonl", ".yaml", "dev_scores.safetensors")
 """Ends of the names of files that are returned: not those of weights."""
 _KILLED = ("OutOfMemoryError", "WorkerCrashedError")
-_LOST = (*_KILLED, "NodeDiedError", "LocalRayletDiedError", "OwnerDiedError", "ObjectLostError")
+_LOST = (*_KILLED, "NodeDiedError", "OwnerDiedError", "ObjectLostError")
 """Names of Ray's errors for a job whose worker or node was lost; all others are not retried."""
+_HERE = "LocalRayletDiedError"  # Ray's process on this machine was lost: no job can start any more
 PROBE_SECONDS = 60.0  # within which a node answers that it has the study's folder
 _COMMON = "these jobs continue from each other's checkpoints, so all nodes need a common file system"
 _COMMON_REMEDY = "give --out on a file system that every node has under this path, or use --backend local"
@@ -42,12 +43,13 @@ def run_ray(
         address: host:port of the cluster, if one was given.
 
     Raises:
-        ClusterLost: the head node does not answer any more.
+        ClusterLost: the head node does not answer any more, or Ray's process on this machine was lost.
     """
     remote = ray.remote(num_cpus=threads, max_retries=0)(run_remotely)
     devices = ("auto", "cuda") if has_gpus(ray) else ("cuda",)  # of jobs that get a GPU
     largest = int(max((node["Resources"].get("memory", 0) for node in alive_nodes(ray)), default=0))
     running: dict[Any, Job] = {}
+    connected = True
     with Connection(ray, address) as connection:
         try:
             while True:
@@ -71,12 +73,13 @@ def run_ray(
                 if not ready:
                     connection.check(patient=True)
                     yield None
-        except Exception:
-            if not connection.lost:
+        except Exception as error:
+            connected = False
+            if not isinstance(error, ClusterLost):
                 connection.check()  # Ray's functions raise errors of several classes when the head node is lost
             raise
         finally:
-            if not connection.lost:
+            if connected:
                 for reference in running:
                     ray.cancel(reference, force=True)
 
@@ -91,6 +94,8 @@ def check_common_folder(ray: Any, out: Path) -> None:
         path = str(Path(probe.name).resolve())
         remote = ray.remote(num_cpus=0, max_retries=1)(os.path.exists)
         nodes = {on_node(ray, remote, node).remote(path): node["NodeManagerHostname"] for node in alive_nodes(ray)}
+        if not nodes:  # they start when jobs need them
+            return
         answered, open_ones = ray.wait(list(nodes), num_returns=len(nodes), timeout=PROBE_SECONDS)
         without = sorted({nodes[reference] for reference in answered if not _there(ray, reference)})
         silent = sorted({nodes[reference] for reference in open_ones})
@@ -108,7 +113,7 @@ def _there(ray: Any, reference: Any) -> bool:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
-        if type(error).__name__ in (*_LOST, "TaskUnschedulableError"):
+        if type(error).__name__ in (*_LOST, _HERE, "TaskUnschedulableError"):
             return True
         raise UserError(f"the nodes of the Ray cluster cannot be asked for a file: {error}") from None
 
@@ -138,7 +143,11 @@ def run_remotely(job: dict[str, Any], folder: str | None) -> dict[str, Any]:
 
 
 def outcome_of(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
-    """The outcome of a remote job that has ended, also if Ray could not run it; writes its files to `folder`."""
+    """The outcome of a remote job that has ended, also if Ray could not run it; writes its files to `folder`.
+
+    Raises:
+        ClusterLost: Ray's process on this machine was lost.
+    """
     try:
         outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
@@ -146,6 +155,8 @@ def outcome_of(ray: Any, reference: Any, folder: Path) -> dict[str, Any]:
         if known is not None:  # without the traceback that Ray adds
             return failure(str(known), "")
         text = " ".join(str(error).split())
+        if type(error).__name__ == _HERE:
+            raise ClusterLost(f"Ray's process on this machine (raylet) was lost. {ONLY_MISSING}") from None
         names = {base.__name__ for base in type(error).__mro__}
         killed, lost = not names.isdisjoint(_KILLED), not names.isdisjoint(_LOST)
         why = "its process was killed, most likely out of memory" if killed else "Ray could not run it"

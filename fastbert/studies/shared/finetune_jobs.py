@@ -13,7 +13,7 @@ from fastbert.finetuning.dev_ensemble import Labels, ensemble_figures
 from fastbert.finetuning.finetune import finetune
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.results import check_best, read_results, seed_folder
-from fastbert.finetuning.setup import check_schedule, describe_finetuning, prepare_finetuning
+from fastbert.finetuning.setup import check_schedule, describe_finetuning, expected_memory, prepare_finetuning
 from fastbert.finetuning.slices import Masks
 from fastbert.finetuning.tasks import Task
 from fastbert.records import COUNT, check, read_json
@@ -44,6 +44,8 @@ class PlannedTuning:
     """Everything that defines a result, without the seed."""
     cost: float
     """Approximate FLOPs."""
+    memory: int
+    """Expected bytes of main memory."""
 
     def job(self, model: str, task: str, seed: int, identity: dict[str, Any]) -> Job:
         """The job with a seed, which is also part of `identity`."""
@@ -59,6 +61,7 @@ class PlannedTuning:
             options=options,
             folder=str(Path.cwd()),
             cost=self.cost,
+            memory=self.memory,
             runner="fastbert.studies.shared.finetune_jobs:finetune_job",
             kind=FINETUNE,
             device=self.options.machine.device,
@@ -109,17 +112,17 @@ def plan_tunings(
         resolved = options.resolved(setup.task, setup.pretrained.config.max_positions)
         (fraction,) = resolved.fractions()
         rows = subset(len(setup.train), fraction)
+        at_setting = replace(setup, options=resolved)
         try:
-            check_schedule([replace(setup, options=resolved)], fraction)
+            check_schedule([at_setting], fraction)
         except UserError as error:
             raise UserError(f"{setting}: {error}") from None
         characters = sum(len(setup.train[row].text) + len(setup.train[row].pair or "") for row in rows)
         identity = described | science(resolved) | {"task": setup.task.name, "fraction": fraction}
         identity |= {"threads": grid.threads, "precision": options.machine.precision}
         cost = 6.0 * parameters * characters / 4 * resolved.epochs
-        tunings.append(
-            PlannedTuning(options, {name: getattr(resolved, name) for name in AXES.values()}, identity, cost)
-        )
+        values = {name: getattr(resolved, name) for name in AXES.values()}
+        tunings.append(PlannedTuning(options, values, identity, cost, expected_memory(at_setting)))
     return OpenedTask(
         name=entry.name or setup.task.name,
         tunings=tunings,
