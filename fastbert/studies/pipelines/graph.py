@@ -16,7 +16,8 @@ from fastbert.data.sources import open_source
 from fastbert.errors import UserError
 from fastbert.hub.load import load_pretrained
 from fastbert.model.config import EncoderConfig
-from fastbert.model.flops import encoder_flops
+from fastbert.model.flops import encoder_flops, encoder_parameters
+from fastbert.model.memory import training_memory
 from fastbert.pretraining.note_corpus import rare_word_range
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, science
 from fastbert.pretraining.setup import check_networks, data_fingerprint
@@ -274,6 +275,7 @@ class Graph:
             kind=PRETRAIN,
             device=machine.device,
             after=tuple(dict.fromkeys(one for each in inputs for one in each.after)),
+            memory=pretraining_memory(options, config),
         )
         self.add(entry.name, job)
         return Input(self.folder(job.id), job.id, job.id)
@@ -300,7 +302,7 @@ class Graph:
             machine = options.machine
             identity = {"branch": trunk.mark, "step": entry.step, **entry.values, "threads": machine.threads}
             at = trunk.path if entry.step is None else f"{trunk.path}@{entry.step}"
-            cost = next(job.cost for job in self.jobs if job.id == trunk.job)
+            of_trunk = next(job for job in self.jobs if job.id == trunk.job)
             job = Job(
                 id=digest(identity),
                 model=entry.name,
@@ -310,7 +312,8 @@ class Graph:
                 identity=identity,
                 options={"branch": at, **entry.values},
                 folder=str(Path.cwd()),
-                cost=cost * branch_fraction(entry, options),
+                cost=of_trunk.cost * branch_fraction(entry, options),
+                memory=of_trunk.memory,
                 runner=f"{RUNNERS}:branch_job",
                 kind=BRANCH,
                 device=machine.device,
@@ -383,6 +386,15 @@ class Graph:
         if self.options.until is not None:
             wanted |= ancestors(self.jobs, wanted)
         return [job for job in self.jobs if job.id in wanted]
+
+
+def pretraining_memory(options: PretrainOptions, config: EncoderConfig) -> int:
+    """Expected bytes of main memory of a pretraining; 0 (unknown) on a GPU."""
+    if resolve_device(options.machine.device).type != "cpu":
+        return 0
+    networks = options.of_objective.resolve(config).networks(config)
+    tokens = min(options.micro_batch_size, options.batch_size) * options.length
+    return training_memory(sum(map(encoder_parameters, networks)), networks, tokens, 5, predicts_words=True)
 
 
 def branch_fraction(entry: EncoderEntry, options: PretrainOptions) -> float:

@@ -8,11 +8,15 @@ from typing import Any
 from fastbert.config import digest, to_dict
 from fastbert.errors import UserError
 from fastbert.finetuning.glue import plain
+from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import seed_folder
 from fastbert.finetuning.setup import FinetuneSetup, describe_finetuning
 from fastbert.finetuning.tasks import Task, is_yaml
 from fastbert.finetuning.together import prepare_together
 from fastbert.hub.load import load_pretrained
+from fastbert.model.config import EncoderConfig
+from fastbert.model.flops import encoder_parameters
+from fastbert.model.memory import training_memory
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.engine.store import JOBS
@@ -22,6 +26,7 @@ from fastbert.studies.pipelines.planned import PlannedModel
 from fastbert.studies.pipelines.stand_in import block_parameters, write_stand_in
 from fastbert.studies.shared.finetune_jobs import PlannedTuning, plan_tunings
 from fastbert.studies.shared.grid import AXES, ModelEntry, TaskEntry, prefixed
+from fastbert.training.hardware import resolve_device
 from fastbert.training.world import ONE_PROCESS
 
 TOGETHER, ENSEMBLE = "finetune-together", "ensemble"  # the kinds of these jobs
@@ -155,7 +160,8 @@ class Tunings:
         kind, runner = (TOGETHER, f"{RUNNERS}:together_job") if stage.together else (job.kind, job.runner)
         setting = {**tuning.setting, **({"trial": trial} if stage.trials > 1 else {})}
         cost = tuning.cost * block_parameters(model.config)
-        job = replace(job, seed=seed, setting=setting, after=after, kind=kind, runner=runner, cost=cost)
+        memory = tuning_memory(options, model.config)
+        job = replace(job, seed=seed, setting=setting, after=after, kind=kind, runner=runner, cost=cost, memory=memory)
         out = self.out.resolve() / JOBS / job.id / RUN
         if stage.together:
             tasks = {column: out / self.columns[column].task.name for column in columns}
@@ -257,6 +263,7 @@ class Tunings:
                 setting={name: getattr(first, name) for name in AXES.values()},
                 identity=identity,
                 cost=sum(_characters(setup) for setup in tasks.setups) * 6.0 / 4 * first.epochs,
+                memory=0,
             )
         return self._opened[key]
 
@@ -269,6 +276,15 @@ class Tunings:
 
     def _warn(self, warnings: list[str]) -> None:
         self.warnings += [warning for warning in warnings if warning not in self.warnings]
+
+
+def tuning_memory(options: FinetuneOptions, config: EncoderConfig) -> int:
+    """Expected bytes of main memory of a fine-tuning whose longest text fills its inputs; 0 (unknown) on a GPU."""
+    if resolve_device(options.machine.device).type != "cpu":
+        return 0
+    length = min(options.max_length or config.max_positions, config.max_positions)
+    tokens = (options.machine.micro_batch_size or options.batch_size) * length
+    return training_memory(encoder_parameters(config), [config], tokens, 7, predicts_words=False)
 
 
 def _described(setup: FinetuneSetup) -> dict[str, Any]:
