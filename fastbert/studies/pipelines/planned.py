@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from fastbert.hub.load import Pretrained
+from fastbert.hub.names import head_of
 from fastbert.model.config import EncoderConfig
+from fastbert.pretraining.held_out import find_checkpoint
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.pipelines.options import EncoderEntry
 
@@ -17,6 +21,8 @@ class Input:
     """Id of the job that writes it, or a hash of its contents."""
     job: str | None = None
     """Id of the job that writes it; None if it exists."""
+    tokenizer: str | None = None
+    """Of data: id of the job that trains its tokenizer, or hash of that of a checkpoint; None: unknown."""
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -34,9 +40,23 @@ class PlannedModel:
     checkpoints: Mapping[int | None, Input]
     """Seed of the pretraining -> its folder."""
     identity: Mapping[str, str] = field(default_factory=dict)
-    """Hashes of weights and tokenizer of an existing checkpoint."""
+    """Hashes of an existing checkpoint with its head, and of its tokenizer."""
+    encoder: Mapping[str, str] = field(default_factory=dict)
+    """The same of its encoder alone, from which a fine-tuning starts."""
     data: Input | None = None
     """Prepared data, or the folder of a checkpoint, with its tokenizer."""
-    has_head: bool = True
+    unscored: Mapping[str, str] = field(default_factory=dict)
+    """Evaluation (pairs or pll) that it cannot have -> the reason."""
     options: PretrainOptions | None = None
     """Options of its pretraining, with the inputs as in the file; None for an existing checkpoint."""
+
+
+def unscored(pretrained: Pretrained, path: str) -> dict[str, str]:
+    """Evaluations that an existing checkpoint cannot have -> the reason."""
+    head = head_of(pretrained.weights)
+    if head == "mlm":
+        return {}
+    reasons = {"pll": "its encoder predicts no masked words"}
+    if head is None and find_checkpoint(Path(path)) is None:
+        reasons["pairs"] = "it has no head that scores words"
+    return reasons

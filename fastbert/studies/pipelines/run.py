@@ -59,7 +59,7 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions) -> int:
             echo(line)
         if options.dry_run:
             store.read(graph.jobs)
-            print(planned_text(graph, store, selected, before.get("jobs", [])))
+            print(planned_text(graph, store, selected, set(before.get("jobs", []))))
             return 0
         same_file = before.get("axes", {}).get("file") == description["file"]
         store.begin(description, graph.jobs, may_differ=same_file)
@@ -168,14 +168,18 @@ def counted(graph: Graph) -> str:
 
 def changed_lines(graph: Graph, before: dict[str, Any], description: dict[str, Any]) -> list[str]:
     """Lines on what differs from the last call in the same folder; none in the first call."""
-    if not before or before["axes"] == description:
+    if not before:
         return []
+    last, ids = set(before["jobs"]), {job.id for job in graph.jobs}
     changes = differences(before["axes"], description)
+    if not changes and last == ids:
+        return []
+    changes = changes or ["the contents of its files"]
     lines = [f"changed since the last call: {line}" for line in changes[:MOST_SHOWN]]
     if len(changes) > MOST_SHOWN:
-        lines.append(f"and {len(changes) - MOST_SHOWN} further changes")
-    new = [job for job in graph.jobs if job.id not in set(before["jobs"])]
-    old = len(set(before["jobs"]) - {job.id for job in graph.jobs})
+        lines.append(f"and {plural(len(changes) - MOST_SHOWN, 'further change')}")
+    new = [job for job in graph.jobs if job.id not in last]
+    old = len(last - ids)
     by_entry: dict[str, int] = {}
     for job in new:
         by_entry[graph.entries[job.id]] = by_entry.get(graph.entries[job.id], 0) + 1
@@ -221,7 +225,8 @@ def has_files_for(later: Job, job: Job, out: Path) -> bool:
 def check_only(graph: Graph, store: ResultStore, selected: list[Job]) -> None:
     """Raises a UserError if a job of --only depends on one that is not done."""
     wanted = {job.id for job in selected}
-    missing = [job for job in graph.jobs if job.id in ancestors(graph.jobs, wanted) - wanted and not store.is_done(job)]
+    needed = ancestors(graph.jobs, wanted) - wanted
+    missing = [job for job in graph.jobs if job.id in needed and not store.is_done(job)]
     if missing:
         entries = ", ".join(dict.fromkeys(graph.entries[job.id] for job in missing))
         raise UserError(

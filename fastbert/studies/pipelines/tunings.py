@@ -1,6 +1,7 @@
 """Fine-tunings of a pipeline as jobs: every stage with every model, and the ensembles of their seeds."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Tunings:
             for model in self.models.values():
                 if stage.models is not None and model.entry.name not in stage.models:
                     continue
-                with prefixed(f"{self.pipeline.path}: stages: {stage.name}: {model.entry.name}"):
+                with prefixed(f"stages: {stage.name}: {model.entry.name}"):
                     for seed in model.checkpoints:
                         for job in self._of_model(stage, model, seed, names):
                             yield stage.name, job
@@ -102,8 +103,10 @@ class Tunings:
         for label in labels:
             if labels.count(label) > 1:
                 raise UserError(
-                    f"{self.pipeline.path}: stages: {stage.name}: {label} occurs twice; give one of them another name"
+                    f"stages: {stage.name}: {label} occurs twice; give one of them another name"
                 )
+            if (other := self.columns.get(label)) is not None and other.stage != stage.name:
+                raise UserError(f"stages: {stage.name}: {label} is in stage {other.stage} too; give it another name")
         return labels
 
     # --- one model and seed
@@ -142,7 +145,7 @@ class Tunings:
         identity = dict(tuning.identity)
         if stage.after is None:
             options = replace(tuning.options, model=checkpoint.path, init_from=None)
-            identity |= {"pretraining": checkpoint.mark} if checkpoint.job else model.identity
+            identity |= {"pretraining": checkpoint.mark} if checkpoint.job else model.encoder
             after = checkpoint.after
         else:
             before = self.pipeline.stages[stage.after]
@@ -218,7 +221,8 @@ class Tunings:
         key = (stage.name, label, path)
         if key not in self._opened:
             on_nodes = self.options.backend == "ray"
-            opened = plan_tunings(self._grid(stage), ModelEntry("", path), entry, self.options.glue_dir, on_nodes)
+            with named_model(model.entry.name, path):
+                opened = plan_tunings(self._grid(stage), ModelEntry("", path), entry, self.options.glue_dir, on_nodes)
             self.columns.setdefault(label, Column(label, stage.name, opened.task, opened.task.metrics[0]))
             self._warn(opened.warnings)
             self._opened[key] = [self._without_stand_in(tuning, path) for tuning in opened.tunings]
@@ -236,7 +240,8 @@ class Tunings:
             mixture = {**stage.mixture, "together": True}
             grid = replace(grid, finetune={**grid.finetune, **mixture})
             options = grid.options(ModelEntry("", path), joined, self.options.glue_dir, **setting)
-            tasks = prepare_together(replace(options, out=str(self.scratch / "together")), ONE_PROCESS)
+            with named_model(model.entry.name, path):
+                tasks = prepare_together(replace(options, out=str(self.scratch / "together")), ONE_PROCESS)
             by_name = {setup.task.name: setup for setup in tasks.setups}
             for label, entry in zip(labels, stage.tasks, strict=True):
                 task = by_name[task_name(entry)].task
@@ -269,6 +274,15 @@ class Tunings:
 
     def _warn(self, warnings: list[str]) -> None:
         self.warnings += [warning for warning in warnings if warning not in self.warnings]
+
+
+@contextmanager
+def named_model(name: str, path: str) -> Iterator[None]:
+    """Names the model instead of the folder of its stand-in in errors."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(path, name)) from None
 
 
 def _described(setup: FinetuneSetup) -> dict[str, Any]:
