@@ -228,9 +228,7 @@ class Graph:
         checkpoints = {seed: self._pretrain(entry, options, config, seed, data, parent) for seed in entry.seeds}
         masked = without_masked_head([(entry.name, options.objective)])
         without = {"pll": masked[entry.name]} if masked else {}
-        return PlannedModel(
-            entry, config, options.objective, checkpoints, data=data, options=options, unscored=without
-        )
+        return PlannedModel(entry, config, options.objective, checkpoints, data=data, options=options, unscored=without)
 
     def _pretrain(
         self,

@@ -11,17 +11,17 @@ from typing import Any
 
 from fastbert.config import differences, leaves, to_dict
 from fastbert.errors import UserError, plural
-from fastbert.files import locked_folder, remove
-from fastbert.finetuning.dev_ensemble import SCORES
+from fastbert.files import locked_folder
 from fastbert.records import check
 from fastbert.streams import echo
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.live_status import LiveStatus
-from fastbert.studies.engine.outcomes import LOG, RUN
+from fastbert.studies.engine.outcomes import LOG
 from fastbert.studies.engine.store import JOBS, ResultRow, ResultStore
 from fastbert.studies.pipelines.graph import COMMAND, PREPARE, Graph, ancestors
+from fastbert.studies.pipelines.lost import rerun_lost
 from fastbert.studies.pipelines.options import RunOptions
 from fastbert.studies.pipelines.pipeline import Pipeline
 from fastbert.studies.pipelines.plan_text import planned_text
@@ -186,40 +186,6 @@ def changed_lines(graph: Graph, before: dict[str, Any], description: dict[str, A
     listed = ", ".join(f"{count} of {entry}" for entry, count in by_entry.items())
     lines.append(f"{plural(len(new), 'job')} new or changed{f' ({listed})' if new else ''}; {old} no longer needed")
     return lines
-
-
-def rerun_lost(graph: Graph, store: ResultStore) -> None:
-    """Removes the rows of jobs that are done, but whose files a remaining job needs and which are missing: they run
-    again."""
-    needed: dict[str, list[Job]] = {}
-    lost = 0
-    for job in reversed(graph.jobs):  # a job comes after those it depends on
-        done = store.is_done(job)
-        if done and not all(has_files_for(later, job, store.out) for later in needed.get(job.id, ())):
-            del store.rows[job.id]
-            remove(store.out / JOBS / job.id)
-            done, lost = False, lost + 1
-        if not done:
-            for parent in job.after:
-                needed.setdefault(parent, []).append(job)
-    if lost:
-        echo(f"files of {plural(lost, 'finished job')} that others need were removed: they run again")
-
-
-def has_files_for(later: Job, job: Job, out: Path) -> bool:
-    """True if what a later job reads of a finished one exists."""
-    run = out / JOBS / job.id / RUN
-    if job.kind == PREPARE:
-        return (run / "dataset.json").is_file()
-    if job.kind in (PRETRAIN, BRANCH):
-        return (run / ("checkpoints" if later.kind == BRANCH else "model")).is_dir()
-    if later.kind == ENSEMBLE:
-        return all(
-            (Path(folder) / SCORES).is_file() for folder in later.options["folders"] if run in Path(folder).parents
-        )
-    if later.kind in (FINETUNE, TOGETHER):
-        return (Path(later.options["init_from"]) / "model").is_dir()
-    return run.is_dir()
 
 
 def check_only(graph: Graph, store: ResultStore, selected: list[Job]) -> None:

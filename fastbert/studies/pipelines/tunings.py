@@ -102,9 +102,7 @@ class Tunings:
         labels = [f"{name} ({stage.name})" if name in others else name for name in given]
         for label in labels:
             if labels.count(label) > 1:
-                raise UserError(
-                    f"stages: {stage.name}: {label} occurs twice; give one of them another name"
-                )
+                raise UserError(f"stages: {stage.name}: {label} occurs twice; give one of them another name")
             if (other := self.columns.get(label)) is not None and other.stage != stage.name:
                 raise UserError(f"stages: {stage.name}: {label} is in stage {other.stage} too; give it another name")
         return labels
