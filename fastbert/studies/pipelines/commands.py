@@ -8,7 +8,7 @@ from typing import Any
 
 from fastbert.config import from_dict
 from fastbert.data.prepare import PrepareOptions
-from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.options import FinetuneOptions, PredictOptions
 from fastbert.flags import Flag, flags_of
 from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.options import PretrainOptions
@@ -50,10 +50,9 @@ def command_of(job: Job, moved: Mapping[str, str] = MappingProxyType({})) -> str
         return " ".join(["fastbert pretrain", *given, f"--out {out}"])
     if job.kind == ENSEMBLE:
         options = from_dict(FinetuneOptions, job.options["finetune"], "the pipeline's job")
-        models = ",".join(job.options["folders"])
-        glue = ["--glue-dir", options.glue_dir] if options.glue_dir else []
-        glue += ["--glue-subset"] if options.glue_subset else []
-        return shlex.join(["fastbert", "predict", "--model", models, "--task", options.task, *glue])
+        shared = {name: getattr(options, name) for name in ("task", "glue_dir", "glue_subset", "machine")}
+        predict = PredictOptions(model=",".join(job.options["folders"]), out=f"{out}/predictions.jsonl", **shared)
+        return f"mkdir -p {out} && {shlex.join(['fastbert', 'predict', *flags(predict)])}"
     name, cls = _JOBS[job.kind]
     values = {key: value for key, value in job.options.items() if key not in ("columns", "save_model")}
     if name != "evaluate":

@@ -96,8 +96,8 @@ def load_pipeline(path: str | Path) -> tuple[Pipeline, RunOptions]:
 
 def _trainings(stage: Stage, models: Mapping[str, EncoderEntry]) -> int:
     seeds = sum(len(model.seeds) for name, model in models.items() if stage.models is None or name in stage.models)
-    settings = 1 if stage.together else len(stage.tasks)
-    return seeds * stage.trials * settings * max(len(task.settings) for task in stage.tasks)
+    settings = [len(task.settings) for task in stage.tasks]
+    return seeds * stage.trials * (settings[0] if stage.together else sum(settings))
 
 
 # --- names

@@ -13,6 +13,7 @@ from fastbert.studies.pipelines.graph import PREPARE, Graph
 from fastbert.studies.pipelines.tunings import ENSEMBLE, TOGETHER
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN
+from fastbert.training.checkpoints import checkpoint_paths
 
 
 def rerun_lost(graph: Graph, store: ResultStore) -> None:
@@ -38,8 +39,12 @@ def has_files_for(later: Job, job: Job, out: Path) -> bool:
     run = out / JOBS / job.id / RUN
     if job.kind == PREPARE:
         return (run / "dataset.json").is_file()
+    if later.kind == BRANCH:
+        names = {path.name for path in checkpoint_paths(run / "checkpoints")}
+        step = later.identity["step"]
+        return bool(names) if step is None else f"step-{step:08d}" in names
     if job.kind in (PRETRAIN, BRANCH):
-        return (run / ("checkpoints" if later.kind == BRANCH else "model")).is_dir()
+        return (run / "model").is_dir()
     if later.kind == ENSEMBLE:
         return all((folder / SCORES).is_file() for folder in seeds_of(later, run))
     if later.kind in (FINETUNE, TOGETHER):

@@ -46,7 +46,7 @@ def estimated_lines(graph: Graph, estimate: Estimate, left: Sequence[Job]) -> li
         f"disk: about {shown_size(size)}, of which --keep {graph.options.keep} removes models at the end; free "
         f"{shown_size(free)}",
     ]
-    if graph.options.keep == "all":
+    if graph.options.keep == "all" or not graph.pipeline.stages:
         lines[1] = f"disk: about {shown_size(size)}; free {shown_size(free)}"
     return lines
 

@@ -9,7 +9,7 @@ out/report/          report.md, report.html, plots
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import differences, leaves, to_dict
+from fastbert.config import differences, leaves
 from fastbert.errors import UserError, plural
 from fastbert.files import locked_folder
 from fastbert.records import check
@@ -125,7 +125,7 @@ def describe_pipeline(pipeline: Pipeline) -> dict[str, Any]:
     """Flat mapping of the file, for the record and for comparison with a later call."""
     found: dict[str, Any] = {"file": str(Path(pipeline.path).resolve()), "threads": pipeline.threads}
     for name, data in pipeline.data.items():
-        found[f"data {name}"] = dict(data.options)
+        found |= {f"data {name}: {key}": value for key, value in data.options.items()}
     for name, model in pipeline.models.items():
         found[f"model {name}: seeds"] = list(model.seeds)
         values = dict(model.values)
@@ -137,28 +137,32 @@ def describe_pipeline(pipeline: Pipeline) -> dict[str, Any]:
             values |= {key: getattr(model, key)} if getattr(model, key) is not None else {}
         found |= {f"model {name}: {key}": value for key, value in values.items()}
     for name, stage in pipeline.stages.items():
-        found[f"stage {name}: tasks"] = [[task.task, list(task.settings), task.overrides] for task in stage.tasks]
-        found[f"stage {name}: seeds"] = stage.trials
-        found[f"stage {name}: options"] = stage.grid.finetune | dict(stage.mixture) | {"together": stage.together}
-        for key in ("after", "models"):
-            value = getattr(stage, key)
-            found |= {f"stage {name}: {key}": list(value) if isinstance(value, tuple) else value} if value else {}
-    for key, evaluation in pipeline.evaluate.items():
-        found[f"evaluate {key}"] = to_dict(evaluation)
+        values = {"seeds": stage.trials, "after": stage.after, "together": stage.together, "models": stage.models}
+        values |= {**stage.mixture, **stage.grid.finetune}
+        names = [task.task if task.name is None else f"{task.task} as {task.name}" for task in stage.tasks]
+        values["tasks"] = names
+        for called, task in zip(names, stage.tasks, strict=True):
+            axes = {axis: list(dict.fromkeys(one[axis] for one in task.settings)) for axis in task.settings[0]}
+            values |= {f"{called}: {key}": value for key, value in {**axes, **task.overrides}.items()}
+        found |= {f"stage {name}: {key}": value for key, value in values.items()}
+    for name, evaluation in pipeline.evaluate.items():
+        found |= {f"evaluate {name}: {leaf.name}": leaf.value for leaf in leaves(evaluation)}
     for name, command in pipeline.commands.items():
-        found[f"command {name}"] = [command.run, *command.after]
-    return found
+        found |= {f"command {name}: run": command.run, f"command {name}: after": command.after}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in found.items() if value is not None
+    }
 
 
 def counted(graph: Graph) -> str:
     """Summary of the number of jobs of each kind."""
     kinds = [job.kind for job in graph.jobs]
     names = {
-        **{PREPARE: "prepared text", PRETRAIN: "pretraining", BRANCH: "annealing", EVALUATE: "evaluation"},
+        **{PREPARE: "prepared text", PRETRAIN: "pretraining", BRANCH: "branch", EVALUATE: "evaluation"},
         **{FINETUNE: "fine-tuning", TOGETHER: "fine-tuning on several tasks", ENSEMBLE: "ensemble"},
         COMMAND: "command",
     }
-    several = {TOGETHER: "fine-tunings on several tasks"}
+    several = {BRANCH: "branches", TOGETHER: "fine-tunings on several tasks"}
     parts = []
     for kind, name in names.items():
         if count := kinds.count(kind):
