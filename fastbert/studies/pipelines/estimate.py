@@ -110,7 +110,7 @@ class Measurements:
             EVALUATE: self._evaluate,
         }
         if job.kind == ENSEMBLE:
-            found.seconds[job.id], found.bytes[job.id] = START, 0.0
+            found.seconds[job.id], found.bytes[job.id] = START / 10, 0.0
         elif job.kind != COMMAND:
             found.seconds[job.id], found.bytes[job.id] = measured[job.kind](job)
         if alike := self._before.get(_alike(job)):

@@ -85,7 +85,7 @@ def load_pipeline(path: str | Path) -> tuple[Pipeline, RunOptions]:
     _refuse_repeated([*names, *commands], where)
     report = read_mapping(values.get("report", {}), f"{where}: report", "baseline")
     check_keys(report, {"baseline"}, f"{where}: report", "", set(), {})
-    baseline = report.get("baseline", next(iter(models)))
+    baseline = _text(report, "baseline", f"{where}: report") or next(iter(models))
     if baseline not in models:
         raise UserError(f"{where}: report: baseline: there is no model {brief(baseline)}; {nearest(baseline, models)}")
     pipeline = Pipeline(str(path), data, models, stages, evaluate, commands, baseline, threads)
@@ -107,6 +107,8 @@ def _name(value: Any, where: str) -> str:
     """A name for an entry, which is also one for folders and flags."""
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: expected a name, found {format_option(value)}")
+    if value.startswith("-"):
+        raise UserError(f"{where}: the name {brief(value)} begins with -, like a flag; choose another")
     if problem := text_problem(value):
         raise UserError(f"{where}: the name {problem}")
     if value in (*EVALUATIONS, "out") or set(value) & set(",@{}/\\\"'") or value != value.strip():

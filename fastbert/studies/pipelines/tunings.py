@@ -27,6 +27,7 @@ from fastbert.training.world import ONE_PROCESS
 
 TOGETHER, ENSEMBLE = "finetune-together", "ensemble"  # the kinds of these jobs
 RUNNERS = "fastbert.studies.pipelines.runners"
+MOST_TRIALS = 10_000  # of `Repeats`: the seeds of fine-tunings do not depend on their number
 _UNTRAINED = ("model", "tokenizer")  # in the identity of a stand-in
 
 
@@ -139,7 +140,7 @@ class Tunings:
         tuning: PlannedTuning,
     ) -> tuple[Job, Trial]:
         checkpoint = model.checkpoints[seed]
-        number = (seed or 0) * stage.trials + trial  # two seeds of a model have different heads
+        number = (seed or 0) * MOST_TRIALS + trial  # no two fine-tunings of a model have the same head
         identity = dict(tuning.identity)
         if stage.after is None:
             options = replace(tuning.options, model=checkpoint.path, init_from=None)
