@@ -22,7 +22,7 @@ class Input:
     job: str | None = None
     """Id of the job that writes it; None if it exists."""
     tokenizer: str | None = None
-    """Of data: id of the job that trains its tokenizer, or hash of that of a checkpoint; None: unknown."""
+    """Id of the job that trains the tokenizer of these data, or hash of that of a checkpoint; None: unknown."""
 
     @property
     def after(self) -> tuple[str, ...]:
