@@ -397,7 +397,7 @@ def test_processes_of_a_command_end_with_it(tmp_path) -> None:
     line = "cat > {out}/input; sleep 1000 & echo $! > {out}/background; exit 3"
     reading, writing = os.pipe()
     process = in_a_process(lambda: command_job({"options": {"run": line, "folders": {}}}, out), stdin=reading)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    wait_for(lambda: os.waitpid(process, os.WNOHANG) == (process, 0))
     os.close(writing)
     os.close(reading)
     assert (out / "input").read_text() == "" and not (out / "of-a-stopped-attempt").exists()
@@ -420,8 +420,10 @@ def in_a_process(function, stdin: int | None = None) -> int:
     if process == 0:
         if stdin is not None:
             os.dup2(stdin, 0)
-        function()
-        os._exit(0)
+        try:
+            function()
+        finally:
+            os._exit(0)
     return process
 
 

@@ -8,7 +8,7 @@ from fastbert.errors import plural
 from fastbert.files import make_inner_folder
 from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
-from fastbert.report.page import Table
+from fastbert.report.page import Table, code
 from fastbert.report.report_page import ReportPage
 from fastbert.streams import echo
 from fastbert.studies.engine.jobs import title
@@ -17,7 +17,7 @@ from fastbert.studies.engine.store import RESULTS, ResultRow, ResultStore, is_do
 from fastbert.studies.pipelines.commands import command_of, repeated
 from fastbert.studies.pipelines.graph import COMMAND, PREPARE, Graph
 from fastbert.studies.pipelines.lost import without_models
-from fastbert.studies.pipelines.results import LOSS, Figure, Results, results_of
+from fastbert.studies.pipelines.results import BITS, LOSS, Figure, Results, results_of
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.plots import plot_scores
 from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN
@@ -86,7 +86,9 @@ def write_report(report: ReportPage, graph: Graph, store: ResultStore, results: 
         f"over the seeds ± the standard deviation; scores of tasks and accuracies are x 100, on dev."
     )
     report.table(overview_table(results))
-    report.text(f"{OWN_LOSS} Bits per byte are those of the pseudo-log-likelihood: lower is better.")
+    legends = {LOSS: OWN_LOSS, BITS: "Bits per byte are those of the pseudo-log-likelihood: lower is better."}
+    if lines := [legends[figure.name] for figure in results.figures if figure.name in legends]:
+        report.text(" ".join(lines))
     if results.comparison.trials:
         report.text(SEVERAL if results.several_pretrainings else SINGLE)
     if results.comparison.trials:
@@ -107,7 +109,7 @@ def write_report(report: ReportPage, graph: Graph, store: ResultStore, results: 
         for row in failed:
             if row["log"]:
                 report.text(f"The end of the log of {row['task']}, {row['model']}, {shown(row)}:")
-                report.points([f"`{line}`" for line in row["log"]])
+                report.points([code(line) for line in row["log"]])
         report.text("The same command runs them again.")
     report.heading("Jobs")
     report.text(
@@ -235,5 +237,5 @@ def jobs_table(graph: Graph, store: ResultStore) -> Table:
         seconds = f"{row['seconds']:.1f}" if row is not None and row["seconds"] is not None else NOTHING
         gone = [one for one in job.after if store.is_done(by_id[one]) and without_models(job, by_id[one], store.out)]
         command = command_of(job, {graph.folder(one): repeated(one) for one in gone})
-        rows.append([graph.entries[job.id], title(job), job.id, state, seconds, ", ".join(gone), f"`{command}`"])
+        rows.append([graph.entries[job.id], title(job), job.id, state, seconds, ", ".join(gone), code(command)])
     return Table(["entry", "job", "id", "state", "seconds", "run first", "command"], rows)
