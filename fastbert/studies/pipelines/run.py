@@ -92,6 +92,8 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions) -> int:
 def check_pipeline_row(row: ResultRow, where: str) -> None:
     """`RowCheck` of all jobs of a pipeline."""
     kind = check(row, {"kind": str, "model": str, "task": str, "seconds": float}, where)["kind"]
+    if row.get("seed", 0) is None:
+        row = row | {"seed": 0}  # an existing checkpoint has no seed of a pretraining
     if kind in (PRETRAIN, BRANCH):
         check_trained(row, where)
     elif kind == FINETUNE:
