@@ -50,8 +50,15 @@ WIDE = 100  # characters of a line in a terminal
 
 
 def inline(text: str) -> str:
-    """Escapes `text`; `backticks` mean code, nothing else is markup."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    """Escapes `text`; `backticks` mean code, nothing else is markup. Longer runs enclose code with backticks."""
+    return re.sub(r"(?<!`)(`+)(?!`)( ?)(.+?)\2(?<!`)\1(?!`)", r"<code>\3</code>", escape(text))
+
+
+def code(text: str) -> str:
+    """`text`, which may have backticks, as code in Markdown and for `inline`; empty text stays empty."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}" if text else ""
 
 
 def escape(text: str) -> str:

@@ -1,5 +1,6 @@
 """HTML that shows any text as text, and tables that are never cut."""
 
+import html
 import json
 from html.parser import HTMLParser
 
@@ -10,6 +11,7 @@ from fastbert.errors import printable
 from fastbert.report.page import (
     Table,
     bullets,
+    code,
     excerpt,
     fold,
     heading,
@@ -108,3 +110,11 @@ def test_headings_of_a_wide_table_are_broken_in_a_terminal() -> None:
         f"multiple-choice         12  y{' ' * 59}  10.0 of 20.0 %",
         f"b                        7  y{' ' * 59}  –",
     ]
+
+
+def test_code_with_backticks() -> None:
+    for line in ("a `b` <i> | c", "`", "x``y", "echo `date`", "plain", "``` ``"):
+        assert (
+            paragraph(f"see {code(line)} and `d`") == f"<p>see <code>{html.escape(line)}</code> and <code>d</code></p>"
+        )
+    assert code("") == "" and paragraph("a ` b") == "<p>a ` b</p>"

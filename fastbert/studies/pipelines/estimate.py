@@ -28,6 +28,7 @@ from fastbert.pretraining.budget import checkpoint_size, resolve_steps, time_tra
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.setup import prepare_setup
 from fastbert.progress import progress
+from fastbert.streams import mute
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.store import ResultStore
 from fastbert.studies.pipelines.graph import COMMAND, PREPARE, Graph
@@ -38,7 +39,7 @@ from fastbert.studies.shared.finetune_jobs import FINETUNE
 from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN
 from fastbert.training.timing import undisturbed
 
-SAMPLE = 10**6  # bytes of text
+SAMPLE, SAMPLE_WORDS = 10**6, 8192  # bytes of text; size of its tokenizer where that of the text is unknown
 STEP_SECONDS, MOST_STEPS = 2.0, 30  # limits of the timing of a pretraining
 SHAPE = (8, 64)  # sequences and tokens of a batch with which an encoder is timed
 START = 1.0  # seconds of a job apart from its steps, about
@@ -70,10 +71,14 @@ def estimated(graph: Graph, store: ResultStore, jobs: Sequence[Job]) -> Estimate
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         measurements = Measurements(graph, store, Path(folder))
         with progress("measuring", len(left), "jobs") as shown:
-            for job in left:
-                with contextlib.suppress(UserError):  # the job itself reports it, when it runs
-                    measurements.estimate(job, found)
-                shown.update(shown.done + 1)
+            mute()  # messages about samples
+            try:
+                for job in left:
+                    with contextlib.suppress(UserError):  # the job itself reports it, when it runs
+                        measurements.estimate(job, found)
+                    shown.update(shown.done + 1)
+            finally:
+                mute(False)
     return found
 
 
@@ -105,7 +110,7 @@ class Measurements:
             EVALUATE: self._evaluate,
         }
         if job.kind == ENSEMBLE:
-            found.seconds[job.id], found.bytes[job.id] = START, 0.0
+            found.seconds[job.id], found.bytes[job.id] = START / 10, 0.0
         elif job.kind != COMMAND:
             found.seconds[job.id], found.bytes[job.id] = measured[job.kind](job)
         if alike := self._before.get(_alike(job)):
@@ -113,6 +118,7 @@ class Measurements:
 
     def _prepare(self, job: Job) -> tuple[float, float]:
         _, first, seconds, scale = self.sample(job.options)
+        first = seconds if job.options.get("tokenizer") else first  # that of the sample is not trained again
         size = sum(path.stat().st_size for path in self._samples[_key(job.options)][0].rglob("*") if path.is_file())
         return max(0.0, first - seconds) + seconds * scale, size * scale
 
@@ -124,6 +130,8 @@ class Measurements:
             folder = self.folder / f"{len(self._samples)}"
             folder.mkdir()
             whole = PrepareOptions(**{**options, "out": str(folder), "tokenizer": None})
+            if options.get("tokenizer"):
+                whole = replace(whole, vocab_size=self.graph.vocabularies.get(options["tokenizer"], SAMPLE_WORDS))
             source = open_source(whole.source, whole.column, whole.weights, streamed=True)
             size = 0
             with open(folder / "sample.txt", "w", encoding="utf-8") as file:

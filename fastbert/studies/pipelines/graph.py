@@ -14,21 +14,22 @@ from fastbert.data.prepare import PrepareOptions
 from fastbert.data.shards import open_dataset
 from fastbert.data.sources import open_source
 from fastbert.errors import UserError
+from fastbert.finetuning.setup import fingerprint_of_weights
 from fastbert.hub.load import load_pretrained
 from fastbert.model.config import EncoderConfig
-from fastbert.model.flops import encoder_flops, encoder_parameters
-from fastbert.model.memory import training_memory
+from fastbert.model.flops import encoder_flops
+from fastbert.pretraining.budget import check_steps, steps_of
 from fastbert.pretraining.note_corpus import rare_word_range
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, science
 from fastbert.pretraining.setup import check_networks, data_fingerprint
-from fastbert.studies.engine.jobs import Job
+from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.engine.store import JOBS
-from fastbert.studies.pipelines.options import DataEntry, EncoderEntry, RunOptions
+from fastbert.studies.pipelines.options import Command, DataEntry, EncoderEntry, RunOptions
 from fastbert.studies.pipelines.pipeline import Pipeline
-from fastbert.studies.pipelines.planned import Input, PlannedModel
+from fastbert.studies.pipelines.planned import Input, PlannedModel, pretraining_memory, unscored
 from fastbert.studies.pipelines.tunings import Tunings
-from fastbert.studies.shared.evaluate_jobs import PlannedEvaluation, fingerprints, plan_evaluations
+from fastbert.studies.shared.evaluate_jobs import EVALUATIONS, PlannedEvaluation, fingerprints, plan_evaluations
 from fastbert.studies.shared.grid import prefixed
 from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN, initial_weights, without_masked_head
 from fastbert.training.hardware import resolve_device
@@ -65,21 +66,22 @@ class Graph:
         self.vocabularies: dict[str, int] = {}
         """Path of prepared data -> size of its vocabulary, as far as it is known."""
         for name in pipeline.data:
-            self.data(name)
+            with prefixed(f"{pipeline.path}: data"):
+                self.data(name)
         for entry in pipeline.models.values():
             with prefixed(f"{pipeline.path}: models: {entry.name}"):
                 self.models[entry.name] = self._model(entry)
         self.evaluations = plan_evaluations(pipeline.grid_of_evaluations())
-        for model in self.models.values():
-            for evaluation in self.evaluations:
-                self._evaluate(model, evaluation)
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, prefixed(pipeline.path):
+            for model in self.models.values():
+                for evaluation in self.evaluations:
+                    self._evaluate(model, evaluation)
             self.tunings = Tunings(pipeline, options, out, self.models, Path(scratch))
             for entry, job in self.tunings.jobs():
                 self.add(entry, job)
+            for command in pipeline.commands.values():
+                self._command(command)
         self.warnings += self.tunings.warnings
-        for command in pipeline.commands.values():
-            self._command(command.name)
 
     def add(self, entry: str, job: Job) -> Job:
         """Adds a job of an entry.
@@ -90,8 +92,8 @@ class Graph:
         if job.id in self.entries:
             other = self.entries[job.id]
             raise UserError(
-                f"{self.pipeline.path}: {other} and {entry} have the same job ({job.task}, {job.model}): the options "
-                "in which they differ have no effect in this combination; remove one of them"
+                f"{other} and {entry} have the same job ({title(job)}): the options in which they differ have no "
+                "effect in this combination; remove one of them"
             )
         self.entries[job.id] = entry
         self.jobs.append(job)
@@ -108,10 +110,9 @@ class Graph:
         if name not in self._data:
             if name in self._planning:
                 circle = " -> ".join([*self._planning, name])
-                raise UserError(f"{self.pipeline.path}: data: tokenizers in a circle: {circle}")
+                raise UserError(f"tokenizers in a circle: {circle}")
             self._planning.append(name)
-            with prefixed(f"{self.pipeline.path}: data: {name}"):
-                self._data[name] = self._prepare(self.pipeline.data[name])
+            self._data[name] = self._prepare(self.pipeline.data[name])
             self._planning.remove(name)
         return self._data[name]
 
@@ -148,7 +149,8 @@ class Graph:
         )
         if job.id not in self.entries:  # models without a data entry have a source in common
             self.add(entry.name, job)
-        found = Input(self.folder(job.id), job.id, job.id)
+        trained = None if options.tokenizer else job.id
+        found = Input(self.folder(job.id), job.id, job.id, tokenizer.tokenizer if tokenizer else trained)
         if tokenizer is None:
             self.vocabularies[found.path] = options.vocab_size
         return found
@@ -161,7 +163,8 @@ class Graph:
             return self.models[name].data
         entry = self.pipeline.models[name]
         if entry.path is not None:
-            return Input(entry.path, fingerprints(load_pretrained(entry.path))["tokenizer"])
+            mark = fingerprints(load_pretrained(entry.path))["tokenizer"]
+            return Input(entry.path, mark, tokenizer=mark)
         parent = entry.after or entry.branch
         if parent is not None:
             return self._tokenizer(parent)
@@ -194,19 +197,20 @@ class Graph:
         if entry.path is not None:
             pretrained = load_pretrained(entry.path)
             identity = fingerprints(pretrained)
-            folder = Input(entry.path, identity["model"])
             return PlannedModel(
                 entry,
                 pretrained.config,
                 None,
-                {None: folder},
+                {None: Input(entry.path, identity["model"])},
                 identity,
-                Input(entry.path, identity["tokenizer"]),
-                pretrained.has_head,
+                identity | {"model": fingerprint_of_weights(pretrained)},
+                data=Input(entry.path, identity["tokenizer"], tokenizer=identity["tokenizer"]),
+                unscored=unscored(pretrained, entry.path),
             )
         if entry.branch is not None:
             return self._branch(entry)
         options = entry.options
+        check_steps(options)
         # The nodes of a cluster may have devices that this machine lacks.
         check_networks(options, resolve_device("cpu" if self.options.backend == "ray" else options.machine.device))
         parent = self.models.get(entry.after) if entry.after else None
@@ -214,13 +218,18 @@ class Graph:
         if parent is None and options.init_from is not None:
             given = load_pretrained(options.init_from)
             options = replace(options, encoder=options.encoder.like(given.config))
-            start = Input(str(given.tokenizer), fingerprints(given)["tokenizer"])
+            mark = fingerprints(given)["tokenizer"]
+            start = Input(str(given.tokenizer), mark, tokenizer=mark)
         elif parent is not None:
             options = replace(options, encoder=options.encoder.like(parent.config))
         data = self._input_data(options, start)
+        if start is not None:
+            check_same_tokenizer(options.data, data, entry.after or options.init_from, start)
         config = options.encoder.resolve(self.vocabularies.get(data.path, options.vocab_size), options.length)
         checkpoints = {seed: self._pretrain(entry, options, config, seed, data, parent) for seed in entry.seeds}
-        return PlannedModel(entry, config, options.objective, checkpoints, data=data, options=options)
+        masked = without_masked_head([(entry.name, options.objective)])
+        without = {"pll": masked[entry.name]} if masked else {}
+        return PlannedModel(entry, config, options.objective, checkpoints, data=data, options=options, unscored=without)
 
     def _pretrain(
         self,
@@ -235,11 +244,14 @@ class Graph:
         inputs, paths, marks = [data], {"data": data.path}, {}
         if options.replay.data is not None:
             old = self._other(options.replay.data)
+            check_same_tokenizer(options.replay.data, old, options.data, data)
             inputs.append(old)
             paths["replay"] = replace(options.replay, data=old.path)
             marks["replay"] = old.mark
         if options.eval_data is not None:
             others = {name: self._other(folder) for name, folder in named_folders(options.eval_data).items()}
+            for name, folder in named_folders(options.eval_data).items():
+                check_same_tokenizer(folder, others[name], options.data, data)
             inputs += others.values()
             paths["eval_data"] = ",".join(f"{name}={other.path}" for name, other in others.items())
             marks["eval_data"] = {name: other.mark for name, other in others.items()}
@@ -291,10 +303,12 @@ class Graph:
     def _branch(self, entry: EncoderEntry) -> PlannedModel:
         parent = self.models[entry.branch]
         options = parent.options
-        stays = {*options.marked_steps(options.steps), options.steps} if options.steps is not None else {entry.step}
+        steps = steps_of(options)
+        stays = set() if parent.entry.branch else {*options.marked_steps(steps), steps}
         if entry.step is not None and entry.step not in stays:
             raise UserError(
-                f"branch: {entry.branch} keeps no checkpoint of step {entry.step}; give it milestones: {entry.step}"
+                f"branch: {entry.branch} keeps no checkpoint of step {entry.step}; "
+                + ("leave the step out" if parent.entry.branch else f"give it milestones: {entry.step}")
             )
         checkpoints = {}
         for seed in entry.seeds:
@@ -327,27 +341,28 @@ class Graph:
 
     def _evaluate(self, model: PlannedModel, evaluation: PlannedEvaluation) -> None:
         name = model.entry.name
-        reasons = without_masked_head([(name, model.objective)]) if model.objective else {}
-        if not model.has_head:
-            reasons = {name: "its encoder predicts no masked words"}
-        if evaluation.key == "pll" and name in reasons:
-            self.left_out.append(f"{name} has no pseudo-log-likelihood: {reasons[name]}")
+        if reason := model.unscored.get(evaluation.key):
+            self.left_out.append(f"{name} is not evaluated on {EVALUATIONS[evaluation.key]}: {reason}")
             return
         for seed, checkpoint in model.checkpoints.items():
             identity = {"pretraining": checkpoint.mark} if checkpoint.job else model.identity
             job = evaluation.job(
                 name, checkpoint.path, model.config, identity, seed=seed, setting={}, after=checkpoint.after
             )
-            self.add(evaluation.key, job)
+            self.add(evaluation.key, replace(job, runner=f"{RUNNERS}:evaluation_job"))
 
-    def _command(self, name: str) -> None:
-        command = self.pipeline.commands[name]
+    def _command(self, command: Command) -> None:
+        name = command.name
         of_entry: dict[str, list[str]] = {}
         for job, entry in self.entries.items():
             of_entry.setdefault(entry, []).append(job)
         folders = {one: [self.folder(job) for job in of_entry.get(one, ())] for one in command.after}
         after = tuple(job for one in command.after for job in of_entry.get(one, ()))
         identity = {"command": command.run, "after": list(after), "threads": self.pipeline.threads}
+        existing = [model for one in command.after if (model := self.models.get(one)) and model.entry.path]
+        for model in existing:
+            folders[model.entry.name] = [str(Path(model.entry.path).resolve())]
+            identity.setdefault("models", {})[model.entry.name] = model.identity
         self.add(
             name,
             Job(
@@ -388,18 +403,15 @@ class Graph:
         return [job for job in self.jobs if job.id in wanted]
 
 
-def pretraining_memory(options: PretrainOptions, config: EncoderConfig) -> int:
-    """Expected bytes of main memory of a pretraining; 0 (unknown) on a GPU."""
-    if resolve_device(options.machine.device).type != "cpu":
-        return 0
-    networks = options.of_objective.resolve(config).networks(config)
-    tokens = min(options.micro_batch_size, options.batch_size) * options.length
-    return training_memory(sum(map(encoder_parameters, networks)), networks, tokens, 5, predicts_words=True)
+def check_same_tokenizer(name: str, data: Input, other: str, wanted: Input) -> None:
+    """Raises a UserError if data of the pipeline has another tokenizer than a model or other data."""
+    if None not in (data.tokenizer, wanted.tokenizer) and data.tokenizer != wanted.tokenizer:
+        raise UserError(f"{name} and {other} have different tokenizers; under data, give {name} tokenizer: {other}")
 
 
 def branch_fraction(entry: EncoderEntry, options: PretrainOptions) -> float:
     """Cost of a branch as a fraction of that of its trunk, about."""
-    steps = options.steps or 1
+    steps = steps_of(options)
     begin = entry.step or steps
     if (anneal := entry.values.get("anneal")) is not None:
         return (anneal if anneal >= 1 else anneal * begin) / steps

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ _REFUSED = {
     "stages": "give a second stage with after: and the name of the first",
     "then_single": "give a second stage with after: and the name of the first",
     "save_model": "give keep next to stages",
+    "mixture": "give together, target, weights and temperature in the entry of a stage",
 }
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -67,6 +68,7 @@ def load_pipeline(path: str | Path) -> tuple[Pipeline, RunOptions]:
     """
     values, where = read_yaml(path)
     values = read_mapping(values, where, "models, and stages, evaluate or commands")
+    values = {key: value for key, value in values.items() if value is not None}  # all its entries are comments
     flags = {f.name for f in fields(RunOptions)} - {"dry_run", "only", "until"}
     check_keys(values, {*_PARTS, *flags}, where, "finetune", {f.name for f in fields(FinetuneOptions)}, {})
     options = from_dict(RunOptions, {key: value for key, value in values.items() if key in flags}, where)
@@ -83,7 +85,7 @@ def load_pipeline(path: str | Path) -> tuple[Pipeline, RunOptions]:
     _refuse_repeated([*names, *commands], where)
     report = read_mapping(values.get("report", {}), f"{where}: report", "baseline")
     check_keys(report, {"baseline"}, f"{where}: report", "", set(), {})
-    baseline = report.get("baseline", next(iter(models)))
+    baseline = _text(report, "baseline", f"{where}: report") or next(iter(models))
     if baseline not in models:
         raise UserError(f"{where}: report: baseline: there is no model {brief(baseline)}; {nearest(baseline, models)}")
     pipeline = Pipeline(str(path), data, models, stages, evaluate, commands, baseline, threads)
@@ -94,8 +96,8 @@ def load_pipeline(path: str | Path) -> tuple[Pipeline, RunOptions]:
 
 def _trainings(stage: Stage, models: Mapping[str, EncoderEntry]) -> int:
     seeds = sum(len(model.seeds) for name, model in models.items() if stage.models is None or name in stage.models)
-    settings = 1 if stage.together else len(stage.tasks)
-    return seeds * stage.trials * settings * max(len(task.settings) for task in stage.tasks)
+    settings = [len(task.settings) for task in stage.tasks]
+    return seeds * stage.trials * (settings[0] if stage.together else sum(settings))
 
 
 # --- names
@@ -105,12 +107,14 @@ def _name(value: Any, where: str) -> str:
     """A name for an entry, which is also one for folders and flags."""
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: expected a name, found {format_option(value)}")
+    if value.startswith("-"):
+        raise UserError(f"{where}: the name {brief(value)} begins with -, like a flag; choose another")
     if problem := text_problem(value):
         raise UserError(f"{where}: the name {problem}")
-    if value in EVALUATIONS or set(value) & set(",@{}/\\\"'") or value != value.strip():
+    if value in (*EVALUATIONS, "out") or set(value) & set(",@{}/\\\"'") or value != value.strip():
         raise UserError(
-            f"{where}: {brief(value)} is not a name for an entry: it must not be pairs or pll, and must have none of "
-            ", @ { } / \\ and quotes"
+            f"{where}: {brief(value)} is not a name for an entry: it must not be pairs, pll or out, must have none of "
+            ", @ { } / \\ and quotes, and no space around it"
         )
     return value
 
@@ -162,9 +166,10 @@ def _names(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _read_data(values: Any, where: str) -> dict[str, DataEntry]:
-    found = {}
+    entries: dict[str, DataEntry] = {}
     if not isinstance(values, dict):
-        raise UserError(f"{where} must be a mapping of names to options of fastbert prepare, {format_option(values)}")
+        found = format_option(values)
+        raise UserError(f"{where} must be a mapping of names to options of fastbert prepare, found {found}")
     for name, given in values.items():
         here = f"{where}: {brief(name, str)}"
         _name(name, where)
@@ -172,8 +177,8 @@ def _read_data(values: Any, where: str) -> dict[str, DataEntry]:
         if "out" in options:
             raise UserError(f"{here}: out cannot be given here; the folder of a job is inside that of the pipeline")
         from_dict(PrepareOptions, {**options, "out": "data"}, here)
-        found[name] = DataEntry(name, options)
-    return found
+        entries[name] = DataEntry(name, options)
+    return entries
 
 
 def _read_models(values: Any, threads: int, where: str) -> dict[str, EncoderEntry]:
@@ -275,11 +280,6 @@ def _read_stage(
         if key in _REFUSED:
             raise UserError(f"{where}: {key} cannot be given here; {_REFUSED[key]}")
     own = read_finetune({key: value for key, value in entry.items() if key not in _STAGE}, where, _STAGE)
-    for group in (own, finetune):
-        for key in (*_REFUSED, "together", *_MIXTURE):
-            if key in group:
-                hint = _REFUSED.get(key, "give it in the entry of a stage")
-                raise UserError(f"{where}: {key} cannot be given under finetune; {hint}")
     common = merged(finetune, own)
     axes = {axis: read_axis(entry[axis], axis, where) for axis in AXES if axis in entry}
     tasks = entry.get("tasks")
@@ -287,6 +287,10 @@ def _read_stage(
     if not isinstance(tasks, list) or not tasks:
         raise UserError(f"{where}: tasks must be a list of GLUE tasks and YAML files, found {format_option(tasks)}")
     entries = tuple(read_task(task, axes, common, where) for task in tasks)
+    for group in (common, *(entry.overrides for entry in entries)):
+        for key in ("save_model", "mixture"):
+            if key in group:
+                raise UserError(f"{where}: {key} cannot be given for single jobs; {_REFUSED[key]}")
     together = entry.get("together", False)
     if type(together) is not bool:
         raise UserError(f"{where}: together must be true or false, found {format_option(together)}")
@@ -321,7 +325,9 @@ def _read_evaluations(values: Any, threads: int, where: str) -> dict[str, Any]:
 
 def _read_commands(values: Any, names: set[str], where: str) -> dict[str, Command]:
     found: dict[str, Command] = {}
-    for entry in _entries(values, where):
+    entries = _entries(values, where)
+    below = {entry["name"] for entry in entries}
+    for entry in entries:
         name, here = entry["name"], f"{where}: {entry['name']}"
         check_keys(entry, {"name", "run", "after"}, here, "", set(), {})
         run = _text(entry, "run", here)
@@ -329,10 +335,13 @@ def _read_commands(values: Any, names: set[str], where: str) -> dict[str, Comman
             raise UserError(f"{here}: run is missing: a line for the shell, such as 'python plot.py {{base}} {{out}}'")
         after = _names(entry["after"], f"{here}: after") if "after" in entry else ()
         known = names | set(found)
-        for one in after:
+        braces = [one for one in _BRACES.findall(run) if one != "out"]
+        for one in (*after, *(one for one in braces if one in below)):
+            if one in below - known:
+                raise UserError(f"{here}: it needs {brief(one)}; put that command above it")
             if one not in known:
                 raise UserError(f"{here}: after: there is no {brief(one)}; {nearest(one, known)}")
-        inside = [one for one in _BRACES.findall(run) if one != "out" and one in known]
+        inside = [one for one in braces if one in known]
         found[name] = Command(name, run, tuple(dict.fromkeys([*after, *inside])))
     return found
 
@@ -400,8 +409,3 @@ def _check_follows(stage: Stage, parent: Stage, where: str) -> None:
         raise UserError(
             f"{where}: after: {parent.name} is for the models {', '.join(parent.models)} only; give models here too"
         )
-
-
-def with_models_saved(stage: Stage, saved: bool) -> Stage:
-    """The stage with the option of its jobs whether the fine-tuned models are written."""
-    return replace(stage, grid=replace(stage.grid, finetune={**stage.grid.finetune, "save_model": saved}))

@@ -33,9 +33,11 @@ class RunOptions(EngineOptions):
     """Fine-tuned models to keep once all jobs are done: best (for each model and task the one with the best score on
     dev), all, or none."""
     only: str | None = None
-    """Entries of the file, separated by commas, whose jobs are run; what they depend on must be done."""
+    """Entries of the file (names, pairs or pll), separated by commas, whose jobs are run; what they depend on must be
+    done."""
     until: str | None = None
-    """Entries of the file, separated by commas, whose jobs are run with everything that they depend on."""
+    """Entries of the file (names, pairs or pll), separated by commas, whose jobs are run with everything that they
+    depend on."""
     dry_run: bool = False
     """Print the jobs, how many of them are done, and estimates of time and disk space from short measurements, without
     running any."""

@@ -1,6 +1,6 @@
 """Text of `fastbert run --dry-run`: the graph, what is done, and estimates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fastbert.errors import plural
 from fastbert.finetuning.table import NOTHING
@@ -11,10 +11,11 @@ from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.store import ResultStore
 from fastbert.studies.pipelines.estimate import Estimate, estimated
 from fastbert.studies.pipelines.graph import Graph, in_levels
+from fastbert.studies.pipelines.tunings import ENSEMBLE
 from fastbert.training.checkpoints import free_space
 
 
-def planned_text(graph: Graph, store: ResultStore, selected: Sequence[Job], before: Sequence[str]) -> str:
+def planned_text(graph: Graph, store: ResultStore, selected: Sequence[Job], before: Collection[str]) -> str:
     """The jobs by entry and model, and totals.
 
     Args:
@@ -25,7 +26,7 @@ def planned_text(graph: Graph, store: ResultStore, selected: Sequence[Job], befo
         [("  " * level) + entry, model, f"{len(jobs)}", *states(jobs, store, before)]
         for (level, entry, model), jobs in grouped(graph, selected).items()
     ]
-    lines = [Table(["entry", "model", "jobs", "done", "cached", "to do"], rows).plain()]
+    lines = [Table(["entry", "model", "jobs", "done", "cached", "to do"], rows).plain(), *graph.left_out]
     left = [job for job in selected if not store.is_done(job)]
     lines.append(f"{plural(len(selected), 'job')}, {len(left)} to do")
     if left:
@@ -45,24 +46,25 @@ def estimated_lines(graph: Graph, estimate: Estimate, left: Sequence[Job]) -> li
         f"disk: about {shown_size(size)}, of which --keep {graph.options.keep} removes models at the end; free "
         f"{shown_size(free)}",
     ]
-    if graph.options.keep == "all":
+    if graph.options.keep == "all" or not graph.pipeline.stages:
         lines[1] = f"disk: about {shown_size(size)}; free {shown_size(free)}"
     return lines
 
 
 def grouped(graph: Graph, selected: Sequence[Job]) -> Mapping[tuple[int, str, str], list[Job]]:
-    """(Level in the graph, entry, model) -> jobs."""
+    """(Level in the graph, entry, model) -> jobs. Ensembles are apart from the fine-tunings of their entry."""
     found: dict[tuple[int, str, str], list[Job]] = {}
     chosen = {job.id for job in selected}
     for level, job in in_levels(graph.jobs):
         if job.id in chosen:
-            found.setdefault((level, graph.entries[job.id], job.model), []).append(job)
+            entry = graph.entries[job.id] + (" (ensembles)" if job.kind == ENSEMBLE else "")
+            found.setdefault((level, entry, job.model), []).append(job)
     return found
 
 
-def states(jobs: Sequence[Job], store: ResultStore, before: Sequence[str]) -> list[str]:
+def states(jobs: Sequence[Job], store: ResultStore, before: Collection[str]) -> list[str]:
     """Numbers of jobs that are done, that an earlier version of the file had done (cached), and that are to do."""
     done = [job for job in jobs if store.is_done(job)]
-    last = sum(job.id in set(before) for job in done)
+    last = sum(job.id in before for job in done)
     numbers = (last, len(done) - last, len(jobs) - len(done))
     return [str(number) if number else NOTHING for number in numbers]

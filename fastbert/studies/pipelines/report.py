@@ -2,20 +2,22 @@
 and for each job the command that repeats it alone."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastbert.errors import plural
 from fastbert.files import make_inner_folder
 from fastbert.finetuning.results import score_summary
 from fastbert.finetuning.table import NOTHING
-from fastbert.report.page import Table
+from fastbert.report.page import Table, code
 from fastbert.report.report_page import ReportPage
 from fastbert.streams import echo
 from fastbert.studies.engine.jobs import title
 from fastbert.studies.engine.outcomes import print_failures
 from fastbert.studies.engine.store import RESULTS, ResultRow, ResultStore, is_done
-from fastbert.studies.pipelines.commands import command_of
+from fastbert.studies.pipelines.commands import command_of, repeated
 from fastbert.studies.pipelines.graph import COMMAND, PREPARE, Graph
-from fastbert.studies.pipelines.results import LOSS, Figure, Results, results_of
+from fastbert.studies.pipelines.lost import without_models
+from fastbert.studies.pipelines.results import BITS, LOSS, Figure, Results, results_of
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.plots import plot_scores
 from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN
@@ -26,6 +28,15 @@ from fastbert.studies.shared.tuning_report import printed_scores, write_compared
 
 OWN_LOSS = (
     "A validation loss is that of a model's own objective, vocabulary and data: compare two only where these are equal."
+)
+SEVERAL = (
+    "A seed in the tables of scores is a pretraining, with the mean over its fine-tunings: these have an encoder in "
+    "common and would not be independent. An ensemble is that of the fine-tunings of one pretraining, averaged "
+    "over the pretrainings."
+)
+SINGLE = (
+    "Each model is one pretraining, and a seed in the tables of scores is a fine-tuning of it: the tests are about "
+    "these encoders, not about the ways in which they were pretrained."
 )
 
 
@@ -75,12 +86,11 @@ def write_report(report: ReportPage, graph: Graph, store: ResultStore, results: 
         f"over the seeds ± the standard deviation; scores of tasks and accuracies are x 100, on dev."
     )
     report.table(overview_table(results))
-    report.text(f"{OWN_LOSS} Bits per byte are those of the pseudo-log-likelihood: lower is better.")
-    if results.several_pretrainings and results.comparison.trials:
-        report.text(
-            "A seed in the tables of scores is a pretraining, with the mean over its fine-tunings: these have an "
-            "encoder in common and would not be independent."
-        )
+    legends = {LOSS: OWN_LOSS, BITS: "Bits per byte are those of the pseudo-log-likelihood: lower is better."}
+    if lines := [legends[figure.name] for figure in results.figures if figure.name in legends]:
+        report.text(" ".join(lines))
+    if results.comparison.trials:
+        report.text(SEVERAL if results.several_pretrainings else SINGLE)
     if results.comparison.trials:
         write_scores(report, results.comparison, results.ensembles)
         write_compared(report, results.comparison)
@@ -99,10 +109,13 @@ def write_report(report: ReportPage, graph: Graph, store: ResultStore, results: 
         for row in failed:
             if row["log"]:
                 report.text(f"The end of the log of {row['task']}, {row['model']}, {shown(row)}:")
-                report.points([f"`{line}`" for line in row["log"]])
+                report.points([code(line) for line in row["log"]])
         report.text("The same command runs them again.")
     report.heading("Jobs")
-    report.text("The command of a job repeats it alone, with what the jobs before it wrote.")
+    report.text(
+        f"The command of a job repeats it alone, in {Path.cwd()}, with what the jobs before it wrote. `run first` has "
+        "jobs whose fine-tuned models were removed: run their commands first."
+    )
     report.table(jobs_table(graph, store))
 
 
@@ -114,7 +127,7 @@ def _cell(values: Sequence[float], percentage: bool = False) -> str:
     if not values:
         return NOTHING
     figures = score_summary(values)
-    text = percent if percentage else (lambda value: NOTHING if value is None else f"{value:.4g}")
+    text = percent if percentage else (lambda value: NOTHING if value is None else f"{value:.3f}")
     return text(figures["median"]) + ("" if figures["std"] is None else f" ± {text(figures['std'])}")
 
 
@@ -214,11 +227,15 @@ def cost_table(graph: Graph, store: ResultStore, models: Sequence[str]) -> Table
 
 
 def jobs_table(graph: Graph, store: ResultStore) -> Table:
-    """All jobs with their state and command."""
+    """All jobs with their state and command. Where a fine-tuned model that a command reads was removed, the command
+    reads what the command of that job writes."""
     rows = []
+    by_id = {job.id: job for job in graph.jobs}
     for job in graph.jobs:
         row = store.rows.get(job.id)
         state = "to do" if row is None else row["status"]
         seconds = f"{row['seconds']:.1f}" if row is not None and row["seconds"] is not None else NOTHING
-        rows.append([graph.entries[job.id], title(job), job.id, state, seconds, f"`{command_of(job)}`"])
-    return Table(["entry", "job", "id", "state", "seconds", "command"], rows)
+        gone = [one for one in job.after if store.is_done(by_id[one]) and without_models(job, by_id[one], store.out)]
+        command = command_of(job, {graph.folder(one): repeated(one) for one in gone})
+        rows.append([graph.entries[job.id], title(job), job.id, state, seconds, ", ".join(gone), code(command)])
+    return Table(["entry", "job", "id", "state", "seconds", "run first", "command"], rows)

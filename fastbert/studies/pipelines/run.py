@@ -9,19 +9,19 @@ out/report/          report.md, report.html, plots
 from pathlib import Path
 from typing import Any
 
-from fastbert.config import differences, leaves, to_dict
+from fastbert.config import differences, leaves
 from fastbert.errors import UserError, plural
-from fastbert.files import locked_folder, remove
-from fastbert.finetuning.dev_ensemble import SCORES
+from fastbert.files import locked_folder
 from fastbert.records import check
 from fastbert.streams import echo
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.jobs import Job, title
 from fastbert.studies.engine.live_status import LiveStatus
-from fastbert.studies.engine.outcomes import LOG, RUN
+from fastbert.studies.engine.outcomes import LOG
 from fastbert.studies.engine.store import JOBS, ResultRow, ResultStore
 from fastbert.studies.pipelines.graph import COMMAND, PREPARE, Graph, ancestors
+from fastbert.studies.pipelines.lost import rerun_lost
 from fastbert.studies.pipelines.options import RunOptions
 from fastbert.studies.pipelines.pipeline import Pipeline
 from fastbert.studies.pipelines.plan_text import planned_text
@@ -59,7 +59,7 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions) -> int:
             echo(line)
         if options.dry_run:
             store.read(graph.jobs)
-            print(planned_text(graph, store, selected, before.get("jobs", [])))
+            print(planned_text(graph, store, selected, set(before.get("jobs", []))))
             return 0
         same_file = before.get("axes", {}).get("file") == description["file"]
         store.begin(description, graph.jobs, may_differ=same_file)
@@ -92,6 +92,8 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions) -> int:
 def check_pipeline_row(row: ResultRow, where: str) -> None:
     """`RowCheck` of all jobs of a pipeline."""
     kind = check(row, {"kind": str, "model": str, "task": str, "seconds": float}, where)["kind"]
+    if row.get("seed", 0) is None:
+        row = row | {"seed": 0}  # an existing checkpoint has no seed of a pretraining
     if kind in (PRETRAIN, BRANCH):
         check_trained(row, where)
     elif kind == FINETUNE:
@@ -125,7 +127,7 @@ def describe_pipeline(pipeline: Pipeline) -> dict[str, Any]:
     """Flat mapping of the file, for the record and for comparison with a later call."""
     found: dict[str, Any] = {"file": str(Path(pipeline.path).resolve()), "threads": pipeline.threads}
     for name, data in pipeline.data.items():
-        found[f"data {name}"] = dict(data.options)
+        found |= {f"data {name}: {key}": value for key, value in data.options.items()}
     for name, model in pipeline.models.items():
         found[f"model {name}: seeds"] = list(model.seeds)
         values = dict(model.values)
@@ -137,28 +139,32 @@ def describe_pipeline(pipeline: Pipeline) -> dict[str, Any]:
             values |= {key: getattr(model, key)} if getattr(model, key) is not None else {}
         found |= {f"model {name}: {key}": value for key, value in values.items()}
     for name, stage in pipeline.stages.items():
-        found[f"stage {name}: tasks"] = [[task.task, list(task.settings), task.overrides] for task in stage.tasks]
-        found[f"stage {name}: seeds"] = stage.trials
-        found[f"stage {name}: options"] = stage.grid.finetune | dict(stage.mixture) | {"together": stage.together}
-        for key in ("after", "models"):
-            value = getattr(stage, key)
-            found |= {f"stage {name}: {key}": list(value) if isinstance(value, tuple) else value} if value else {}
-    for key, evaluation in pipeline.evaluate.items():
-        found[f"evaluate {key}"] = to_dict(evaluation)
+        values = {"seeds": stage.trials, "after": stage.after, "together": stage.together, "models": stage.models}
+        values |= {**stage.mixture, **stage.grid.finetune}
+        names = [task.task if task.name is None else f"{task.task} as {task.name}" for task in stage.tasks]
+        values["tasks"] = names
+        for called, task in zip(names, stage.tasks, strict=True):
+            axes = {axis: list(dict.fromkeys(one[axis] for one in task.settings)) for axis in task.settings[0]}
+            values |= {f"{called}: {key}": value for key, value in {**axes, **task.overrides}.items()}
+        found |= {f"stage {name}: {key}": value for key, value in values.items()}
+    for name, evaluation in pipeline.evaluate.items():
+        found |= {f"evaluate {name}: {leaf.name}": leaf.value for leaf in leaves(evaluation)}
     for name, command in pipeline.commands.items():
-        found[f"command {name}"] = [command.run, *command.after]
-    return found
+        found |= {f"command {name}: run": command.run, f"command {name}: after": command.after}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in found.items() if value is not None
+    }
 
 
 def counted(graph: Graph) -> str:
     """Summary of the number of jobs of each kind."""
     kinds = [job.kind for job in graph.jobs]
     names = {
-        **{PREPARE: "prepared text", PRETRAIN: "pretraining", BRANCH: "annealing", EVALUATE: "evaluation"},
+        **{PREPARE: "prepared text", PRETRAIN: "pretraining", BRANCH: "branch", EVALUATE: "evaluation"},
         **{FINETUNE: "fine-tuning", TOGETHER: "fine-tuning on several tasks", ENSEMBLE: "ensemble"},
         COMMAND: "command",
     }
-    several = {TOGETHER: "fine-tunings on several tasks"}
+    several = {BRANCH: "branches", TOGETHER: "fine-tunings on several tasks"}
     parts = []
     for kind, name in names.items():
         if count := kinds.count(kind):
@@ -168,14 +174,18 @@ def counted(graph: Graph) -> str:
 
 def changed_lines(graph: Graph, before: dict[str, Any], description: dict[str, Any]) -> list[str]:
     """Lines on what differs from the last call in the same folder; none in the first call."""
-    if not before or before["axes"] == description:
+    if not before:
         return []
+    last, ids = set(before["jobs"]), {job.id for job in graph.jobs}
     changes = differences(before["axes"], description)
+    if not changes and last == ids:
+        return []
+    changes = changes or ["the contents of its files"]
     lines = [f"changed since the last call: {line}" for line in changes[:MOST_SHOWN]]
     if len(changes) > MOST_SHOWN:
-        lines.append(f"and {len(changes) - MOST_SHOWN} further changes")
-    new = [job for job in graph.jobs if job.id not in set(before["jobs"])]
-    old = len(set(before["jobs"]) - {job.id for job in graph.jobs})
+        lines.append(f"and {plural(len(changes) - MOST_SHOWN, 'further change')}")
+    new = [job for job in graph.jobs if job.id not in last]
+    old = len(last - ids)
     by_entry: dict[str, int] = {}
     for job in new:
         by_entry[graph.entries[job.id]] = by_entry.get(graph.entries[job.id], 0) + 1
@@ -184,44 +194,11 @@ def changed_lines(graph: Graph, before: dict[str, Any], description: dict[str, A
     return lines
 
 
-def rerun_lost(graph: Graph, store: ResultStore) -> None:
-    """Removes the rows of jobs that are done, but whose files a remaining job needs and which are missing: they run
-    again."""
-    needed: dict[str, list[Job]] = {}
-    lost = 0
-    for job in reversed(graph.jobs):  # a job comes after those it depends on
-        done = store.is_done(job)
-        if done and not all(has_files_for(later, job, store.out) for later in needed.get(job.id, ())):
-            del store.rows[job.id]
-            remove(store.out / JOBS / job.id)
-            done, lost = False, lost + 1
-        if not done:
-            for parent in job.after:
-                needed.setdefault(parent, []).append(job)
-    if lost:
-        echo(f"files of {plural(lost, 'finished job')} that others need were removed: they run again")
-
-
-def has_files_for(later: Job, job: Job, out: Path) -> bool:
-    """True if what a later job reads of a finished one exists."""
-    run = out / JOBS / job.id / RUN
-    if job.kind == PREPARE:
-        return (run / "dataset.json").is_file()
-    if job.kind in (PRETRAIN, BRANCH):
-        return (run / ("checkpoints" if later.kind == BRANCH else "model")).is_dir()
-    if later.kind == ENSEMBLE:
-        return all(
-            (Path(folder) / SCORES).is_file() for folder in later.options["folders"] if run in Path(folder).parents
-        )
-    if later.kind in (FINETUNE, TOGETHER):
-        return (Path(later.options["init_from"]) / "model").is_dir()
-    return run.is_dir()
-
-
 def check_only(graph: Graph, store: ResultStore, selected: list[Job]) -> None:
     """Raises a UserError if a job of --only depends on one that is not done."""
     wanted = {job.id for job in selected}
-    missing = [job for job in graph.jobs if job.id in ancestors(graph.jobs, wanted) - wanted and not store.is_done(job)]
+    needed = ancestors(graph.jobs, wanted) - wanted
+    missing = [job for job in graph.jobs if job.id in needed and not store.is_done(job)]
     if missing:
         entries = ", ".join(dict.fromkeys(graph.entries[job.id] for job in missing))
         raise UserError(

@@ -1,10 +1,9 @@
 """Runners of a pipeline's jobs: each calls the function of the command that the report shows for it."""
 
-import ctypes
+import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +22,20 @@ from fastbert.pretraining.branch import branch_defaults
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.pretrain import pretrain
 from fastbert.pretraining.run import stored_options
+from fastbert.records import write_json
 from fastbert.studies.engine.outcomes import ended, failure
+from fastbert.studies.shared.evaluate_jobs import evaluate_job
 from fastbert.studies.shared.pretrain_jobs import trained_outcome
 from fastbert.training.world import ONE_PROCESS
 
 NO_PRECISION = "–"
-_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+# Runs the line $1 in the shell. Standard input is a pipe from this process: a background process of the same group
+# waits for its end, which comes with that of this process, however it ends, and kills the group.
+_IN_GROUP = """
+exec 3<&0 </dev/null
+( (read -r _; kill -s KILL 0) <&3 3<&- & )
+exec sh -c "$1" 3<&-
+"""
 
 
 def prepare_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -108,6 +115,7 @@ def ensemble_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     figures = ensemble_figures(task, labels, folders)
     if figures is None:
         return failure(f"a seed below {folders[0].parent} has no scores on dev", "remove its folder, and run it again")
+    write_figures(out, {"metrics": list(task.metrics), "ensemble": figures})
     return {
         "status": "done",
         "precision": NO_PRECISION,
@@ -116,12 +124,34 @@ def ensemble_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     }
 
 
+def evaluation_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """`JobRunner` of an evaluation, which also writes its figures into its folder."""
+    outcome = evaluate_job(job, out)
+    if outcome["status"] == "done":
+        write_figures(out, outcome["result"])
+    return outcome
+
+
+def write_figures(out: Path, figures: dict[str, Any]) -> None:
+    """Writes results.json, so that a command finds figures in the folder of every job."""
+    make_folder(out)
+    write_json(out / "results.json", figures)
+
+
 def command_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
-    """`JobRunner` of a command of the user: a line for the shell, which ends with this process."""
+    """`JobRunner` of a command of the user: a line for the shell. All processes that it starts end with it, and with
+    this process."""
+    remove(out)  # of an attempt that was stopped
     make_folder(out)
     line = command_line(job["options"]["run"], job["options"]["folders"], out)
     print(line, flush=True)
-    code = subprocess.run(["sh", "-c", line], check=False, preexec_fn=_end_with_parent).returncode
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.Popen(["sh", "-c", _IN_GROUP, "sh", line], stdin=reading, start_new_session=True)
+        os.close(reading)
+        code = process.wait()
+    finally:
+        os.close(writing)
     if code:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return failure(f"the command ended {how}", "see its log")
@@ -134,9 +164,3 @@ def command_line(run: str, folders: Mapping[str, list[str]], out: Path | str) ->
     for name, its in folders.items():
         line = line.replace(f"{{{name}}}", shlex.join(its))
     return line
-
-
-def _end_with_parent() -> None:
-    """Makes this process end when its parent is killed, on Linux."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """Fine-tunings of a pipeline as jobs: every stage with every model, and the ensembles of their seeds."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,29 +9,25 @@ from typing import Any
 from fastbert.config import digest, to_dict
 from fastbert.errors import UserError
 from fastbert.finetuning.glue import plain
-from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import seed_folder
 from fastbert.finetuning.setup import FinetuneSetup, describe_finetuning
 from fastbert.finetuning.tasks import Task, is_yaml
 from fastbert.finetuning.together import prepare_together
 from fastbert.hub.load import load_pretrained
-from fastbert.model.config import EncoderConfig
-from fastbert.model.flops import encoder_parameters
-from fastbert.model.memory import training_memory
 from fastbert.studies.engine.jobs import Job
 from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.engine.store import JOBS
 from fastbert.studies.pipelines.options import RunOptions, Stage
 from fastbert.studies.pipelines.pipeline import Pipeline
-from fastbert.studies.pipelines.planned import PlannedModel
+from fastbert.studies.pipelines.planned import PlannedModel, tuning_memory
 from fastbert.studies.pipelines.stand_in import block_parameters, write_stand_in
 from fastbert.studies.shared.finetune_jobs import PlannedTuning, plan_tunings
 from fastbert.studies.shared.grid import AXES, ModelEntry, TaskEntry, prefixed
-from fastbert.training.hardware import resolve_device
 from fastbert.training.world import ONE_PROCESS
 
 TOGETHER, ENSEMBLE = "finetune-together", "ensemble"  # the kinds of these jobs
 RUNNERS = "fastbert.studies.pipelines.runners"
+MOST_TRIALS = 10_000  # of `Repeats`: the seeds of fine-tunings do not depend on their number
 _UNTRAINED = ("model", "tokenizer")  # in the identity of a stand-in
 
 
@@ -89,7 +86,7 @@ class Tunings:
             for model in self.models.values():
                 if stage.models is not None and model.entry.name not in stage.models:
                     continue
-                with prefixed(f"{self.pipeline.path}: stages: {stage.name}: {model.entry.name}"):
+                with prefixed(f"stages: {stage.name}: {model.entry.name}"):
                     for seed in model.checkpoints:
                         for job in self._of_model(stage, model, seed, names):
                             yield stage.name, job
@@ -106,9 +103,9 @@ class Tunings:
         labels = [f"{name} ({stage.name})" if name in others else name for name in given]
         for label in labels:
             if labels.count(label) > 1:
-                raise UserError(
-                    f"{self.pipeline.path}: stages: {stage.name}: {label} occurs twice; give one of them another name"
-                )
+                raise UserError(f"stages: {stage.name}: {label} occurs twice; give one of them another name")
+            if (other := self.columns.get(label)) is not None and other.stage != stage.name:
+                raise UserError(f"stages: {stage.name}: {label} is in stage {other.stage} too; give it another name")
         return labels
 
     # --- one model and seed
@@ -143,11 +140,11 @@ class Tunings:
         tuning: PlannedTuning,
     ) -> tuple[Job, Trial]:
         checkpoint = model.checkpoints[seed]
-        number = (seed or 0) * stage.trials + trial  # two seeds of a model have different heads
+        number = (seed or 0) * MOST_TRIALS + trial  # no two fine-tunings of a model have the same head
         identity = dict(tuning.identity)
         if stage.after is None:
             options = replace(tuning.options, model=checkpoint.path, init_from=None)
-            identity |= {"pretraining": checkpoint.mark} if checkpoint.job else model.identity
+            identity |= {"pretraining": checkpoint.mark} if checkpoint.job else model.encoder
             after = checkpoint.after
         else:
             before = self.pipeline.stages[stage.after]
@@ -224,7 +221,8 @@ class Tunings:
         key = (stage.name, label, path)
         if key not in self._opened:
             on_nodes = self.options.backend == "ray"
-            opened = plan_tunings(self._grid(stage), ModelEntry("", path), entry, self.options.glue_dir, on_nodes)
+            with named_model(model.entry.name, path):
+                opened = plan_tunings(self._grid(stage), ModelEntry("", path), entry, self.options.glue_dir, on_nodes)
             self.columns.setdefault(label, Column(label, stage.name, opened.task, opened.task.metrics[0]))
             self._warn(opened.warnings)
             self._opened[key] = [self._without_stand_in(tuning, path) for tuning in opened.tunings]
@@ -242,7 +240,8 @@ class Tunings:
             mixture = {**stage.mixture, "together": True}
             grid = replace(grid, finetune={**grid.finetune, **mixture})
             options = grid.options(ModelEntry("", path), joined, self.options.glue_dir, **setting)
-            tasks = prepare_together(replace(options, out=str(self.scratch / "together")), ONE_PROCESS)
+            with named_model(model.entry.name, path):
+                tasks = prepare_together(replace(options, out=str(self.scratch / "together")), ONE_PROCESS)
             by_name = {setup.task.name: setup for setup in tasks.setups}
             for label, entry in zip(labels, stage.tasks, strict=True):
                 task = by_name[task_name(entry)].task
@@ -278,13 +277,13 @@ class Tunings:
         self.warnings += [warning for warning in warnings if warning not in self.warnings]
 
 
-def tuning_memory(options: FinetuneOptions, config: EncoderConfig) -> int:
-    """Expected bytes of main memory of a fine-tuning whose longest text fills its inputs; 0 (unknown) on a GPU."""
-    if resolve_device(options.machine.device).type != "cpu":
-        return 0
-    length = min(options.max_length or config.max_positions, config.max_positions)
-    tokens = (options.machine.micro_batch_size or options.batch_size) * length
-    return training_memory(encoder_parameters(config), [config], tokens, 7, predicts_words=False)
+@contextmanager
+def named_model(name: str, path: str) -> Iterator[None]:
+    """Names the model instead of the folder of its stand-in in errors."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(path, name)) from None
 
 
 def _described(setup: FinetuneSetup) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def write_scores(report: ReportPage, comparison: Comparison, ensembles: Ensemble
     if _equal_trials(comparison):
         trials = "Trials are equal: the same settings and seeds for every checkpoint of a task."
     else:
-        trials = "Trials are NOT equal: jobs are missing, so a checkpoint had fewer settings or seeds than another."
+        trials = "Trials are NOT equal: a checkpoint has fewer settings or seeds than another."
     report.text(
         f"{setting}{trials} The epoch of each seed{' is' if one else ' and the setting are'} selected on the dev split "
         "that is reported, which biases all figures upwards equally; `last epoch` is the median without epoch "
