@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from fastbert import ray_cluster
+from fastbert.cli import main
 from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.options import EngineOptions
-from tests.studies.conftest import toy_job
+from tests.studies.conftest import read_rows, toy_job, without_times, write_pipeline
 from tests.studies.test_engine import opened
 
 RUNNER = """
@@ -90,6 +91,20 @@ def attempts(out: Path, name: str) -> int:
 def figures(rows: dict[str, dict]) -> dict[str, dict]:
     """Rows without what depends on the clock and on the folder."""
     return {name: {key: row[key] for key in row.keys() - {"seconds", "folder"}} for name, row in rows.items()}
+
+
+def test_a_pipeline_on_a_cluster(cluster, pipeline, tmp_path) -> None:
+    """Jobs that read each other's files on a node of a running cluster give the results of processes of this
+    machine."""
+    path, found = write_pipeline(tmp_path, pipeline), {}
+    back_ends = {"local": [], "ray": ["--backend", "ray", "--ray-address", cluster.options[1]]}
+    for name, flags in back_ends.items():
+        assert main(["run", path, "--until", "first", "--out", str(tmp_path / name), *flags]) == 0
+        rows = without_times(read_rows(tmp_path / name))
+        found[name] = [(row["id"], row.get("best"), row.get("unigram_entropy"), row["status"]) for row in rows]
+    assert found["ray"] == found["local"] and len(found["ray"]) == 3
+    models = [sorted((tmp_path / name).glob("jobs/*/run/**/model.safetensors")) for name in back_ends]
+    assert [one.read_bytes() for one in models[0]] == [one.read_bytes() for one in models[1]] and len(models[0]) > 1
 
 
 def test_nodes_that_are_lost(cluster, tmp_path, monkeypatch, capsys) -> None:
