@@ -1,5 +1,6 @@
 """Table of docs/results/many-tasks.md from the folders that run.sh writes: each way to train a task compared with the
-task alone, over the same seeds, at the last epoch.
+task alone, over the same seeds, at the last epoch; the ways with a partner also with the task alone for as many steps.
+p is that of the paired t-test, adjusted by Holm's method over the column.
 
     python scripts/many_tasks/compare.py OUT
 """
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fastbert.finetuning.results import read_results
+from fastbert.finetuning.table import NOTHING
 from fastbert.report.page import Table
 from fastbert.studies.shared.comparison import adjusted
 from fastbert.studies.shared.report import difference, interval, p_value
@@ -22,6 +24,9 @@ WAYS = {
     "the four small tasks": "small/{task}",
     "all five tasks": "all/{task}",
 }
+
+
+EQUAL, PARTNERS = "equal steps", ("SNLI, then the task", "with SNLI")
 
 
 def scores(folder: Path, metric: str) -> list[float]:
@@ -48,20 +53,24 @@ def main(out: Path) -> None:
                 values = scores(folder, metric)
                 found[task, way] = (values, folder, paired(found[task, "alone"][0], values))
     p = adjusted({" ".join(key): result for key, (_, _, result) in found.items() if result is not None})
+    longer = {
+        key: paired(found[key[0], EQUAL][0], values)
+        for key, (values, _, _) in found.items()
+        if key[1] in PARTNERS and (key[0], EQUAL) in found
+    }
+    p_longer = adjusted({" ".join(key): result for key, result in longer.items()})
     rows = []
     for (task, way), (values, folder, result) in found.items():
-        row = [
-            task,
-            way,
-            f"{100 * statistics.median(values):.1f}",
-            f"{100 * min(values):.1f} to {100 * max(values):.1f}",
-        ]
-        row += [ensemble(folder, TASKS[task])]
-        row += (
-            ["", "", ""] if result is None else [difference(result), interval(result), p_value(p[f"{task} {way}"][0])]
-        )
+        spread = f"{100 * min(values):.1f} to {100 * max(values):.1f}"
+        row = [task, way, f"{100 * statistics.median(values):.1f}", spread, ensemble(folder, TASKS[task])]
+        for test, adjustment in ((result, p), (longer.get((task, way)), p_longer)):
+            if test is None:
+                row += [NOTHING] * 3
+            else:
+                row += [difference(test), interval(test), p_value(adjustment[f"{task} {way}"][0])]
         rows.append(row)
-    head = ["task", "trained", "median", "seeds", "ensemble", "difference", "95 % interval", "p (t), Holm"]
+    head = ["task", "trained", "median", "seeds", "ensemble"]
+    head += ["minus alone", "95 % interval", "p", "minus equal steps", "95 % interval", "p"]
     print(Table(head, rows).markdown())
 
 

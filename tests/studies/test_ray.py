@@ -2,20 +2,18 @@
 
 import contextlib
 import importlib.util
-import json
 import signal
 import socket
 import threading
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fastbert.cli import main
 from fastbert.errors import UserError
 from fastbert.finetuning.dev_ensemble import SCORES
 from fastbert.ray_cluster import check_answers
-from tests.studies.conftest import read_rows, without_times, write_pairs, write_sweep
+from tests.studies.conftest import read_rows, without_times, write_sweep
 
 
 def test_ray_gives_what_processes_give(axes, finished, tmp_path, capsys, monkeypatch) -> None:
@@ -39,25 +37,6 @@ def test_ray_gives_what_processes_give(axes, finished, tmp_path, capsys, monkeyp
     assert (out / seed / "metrics.jsonl").is_file()
     assert (out / seed / SCORES).read_bytes() == (finished / seed / SCORES).read_bytes()
     assert "2 of 4 done, 0 running, 2 failed, 0 left" in capsys.readouterr().err
-
-
-def test_an_ablation_on_ray(prepared, tmp_path, capsys) -> None:
-    """The annealing starts from the checkpoint of its trunk, in the folder that all nodes have. What Ray has finished
-    the processes of this machine do not run again."""
-    base = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
-    values = {"base": base | {"data": str(prepared)}, "variants": {"a": None}, "budget": {"steps": 8}, "backend": "ray"}
-    path, out = tmp_path / "toy.yaml", tmp_path / "out"
-    values |= {"anneal": {"points": [0.5, 1.0]}, "evaluate": {"pairs": write_pairs(tmp_path / "pairs")}}
-    path.write_text(yaml.safe_dump(values | {"evaluate_at": [1.0]}))
-    assert main(["ablate", str(path), "--out", str(out)]) == 0
-    trunk, branch, pairs = read_rows(out)
-    assert (pairs["kind"], pairs["status"], pairs["pairs"]["count"]) == ("evaluate", "done", 6)
-    assert (trunk["kind"], branch["kind"], branch["status"]) == ("pretrain", "branch", "done")
-    assert branch["validations"][-1]["step"] == branch["steps"] == 5
-    manifest = json.loads((out / "jobs" / branch["id"] / "run" / "manifest.json").read_text())
-    assert manifest["branch"]["step"] == 4
-    assert main(["ablate", str(path), "--out", str(out), "--backend", "local"]) == 0
-    assert "; 3 done before" in capsys.readouterr().err
 
 
 @pytest.fixture

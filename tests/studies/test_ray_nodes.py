@@ -1,5 +1,6 @@
 """A Ray cluster of several raylets on this machine: a node that is lost during a job, and then the head node."""
 
+import json
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from fastbert import ray_cluster
 from fastbert.cli import main
@@ -16,7 +18,7 @@ from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.options import EngineOptions
-from tests.studies.conftest import read_rows, toy_job, without_times, write_pipeline
+from tests.studies.conftest import read_rows, toy_job, without_times, write_pairs, write_pipeline
 from tests.studies.test_engine import opened
 
 RUNNER = """
@@ -91,6 +93,26 @@ def attempts(out: Path, name: str) -> int:
 def figures(rows: dict[str, dict]) -> dict[str, dict]:
     """Rows without what depends on the clock and on the folder."""
     return {name: {key: row[key] for key in row.keys() - {"seconds", "folder"}} for name, row in rows.items()}
+
+
+def test_an_ablation_on_a_cluster(cluster, prepared, tmp_path, capsys) -> None:
+    """The annealing starts from the checkpoint of its trunk, in the folder that all nodes have. What Ray has finished
+    the processes of this machine do not run again."""
+    base = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
+    values = {"base": base | {"data": str(prepared)}, "variants": {"a": None}, "budget": {"steps": 8}}
+    path, out = tmp_path / "toy.yaml", tmp_path / "out"
+    values |= {"anneal": {"points": [0.5, 1.0]}, "evaluate": {"pairs": write_pairs(tmp_path / "pairs")}}
+    path.write_text(yaml.safe_dump(values | {"evaluate_at": [1.0]}))
+    flags = ["--backend", "ray", "--ray-address", cluster.options[1]]
+    assert main(["ablate", str(path), "--out", str(out), *flags]) == 0
+    trunk, branch, pairs = read_rows(out)
+    assert (pairs["kind"], pairs["status"], pairs["pairs"]["count"]) == ("evaluate", "done", 6)
+    assert (trunk["kind"], branch["kind"], branch["status"]) == ("pretrain", "branch", "done")
+    assert branch["validations"][-1]["step"] == branch["steps"] == 5
+    manifest = json.loads((out / "jobs" / branch["id"] / "run" / "manifest.json").read_text())
+    assert manifest["branch"]["step"] == 4
+    assert main(["ablate", str(path), "--out", str(out)]) == 0
+    assert "; 3 done before" in capsys.readouterr().err
 
 
 def test_a_pipeline_on_a_cluster(cluster, pipeline, tmp_path) -> None:
