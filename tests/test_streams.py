@@ -13,6 +13,7 @@ import pytest
 
 from fastbert.cli import main
 from fastbert.streams import _Dropping
+from fastbert.studies.engine.job_queue import JobQueue
 from fastbert.studies.engine.local import run_local
 from tests.processes import in_child
 from tests.studies.conftest import toy_job, workers_of
@@ -202,7 +203,7 @@ def test_ctrl_c_does_not_reach_spawned_processes() -> None:
 
 
 def test_ctrl_c_does_not_reach_the_workers_of_a_study(tmp_path) -> None:
-    events = run_local([toy_job("a")], 1, 1, tmp_path)
+    events = run_local(JobQueue([toy_job("a")]), 1, 1, tmp_path)
     next(events)
     wait_for(lambda: workers_of(os.getpid()))
     (worker,) = workers_of(os.getpid())
@@ -213,7 +214,8 @@ def test_ctrl_c_does_not_reach_the_workers_of_a_study(tmp_path) -> None:
 
 
 def test_all_child_processes_are_started_so() -> None:
+    """Or in a session of their own, which a terminal's Ctrl-C does not reach."""
     for path in (ROOT / "fastbert").rglob("*.py"):
         text = path.read_text()
         if any(f"{start}(" in text for start in ("Popen", "ProcessPoolExecutor", "context.Process")):
-            assert "with without_control_c(" in text, path
+            assert "with without_control_c(" in text or "start_new_session=True" in text, path

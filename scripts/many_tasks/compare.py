@@ -1,5 +1,5 @@
 """Table of docs/results/many-tasks.md from the folders that run.sh writes: each way to train a task compared with the
-task alone, over the same seeds, at the last epoch; the ways with a partner also with the task alone for as many steps.
+task alone, over the same seeds, at the last epoch; the ways with a partner also with the task alone at equal steps.
 p is that of the paired t-test, adjusted by Holm's method over the column.
 
     python scripts/many_tasks/compare.py OUT

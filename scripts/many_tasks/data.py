@@ -4,12 +4,12 @@ examples of SNLI as the task `big`, as custom tasks in a folder.
     python scripts/many_tasks/data.py GLUE_FOLDER SNLI_FOLDER OUT
 """
 
-import json
 import random
 import sys
 from pathlib import Path
 
 from fastbert.finetuning.tasks import open_task
+from fastbert.records import json_text, parse_json
 
 COUNTS = {"mrpc": 2000, "stsb": 2000, "rte": 2490}
 SMALL, LARGE = 2000, 10_000  # examples of SNLI
@@ -19,11 +19,13 @@ MORE = {"mrpc": PAIR + "labels: 0,1\n", "rte": PAIR + "labels: 0,1\n", "stsb": P
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def declare(out: Path, name: str, dev: str, more: str) -> None:
-    (out / f"{name}.yaml").write_text(f"name: {name}\ntrain: {name}-train.jsonl\ndev: {dev}-dev.jsonl\n{more}")
+    (out / f"{name}.yaml").write_text(
+        f"name: {name}\ntrain: {name}-train.jsonl\ndev: {dev}-dev.jsonl\n{more}", encoding="utf-8"
+    )
 
 
 def main(glue: str, snli: str, out: Path) -> None:
@@ -40,11 +42,12 @@ def main(glue: str, snli: str, out: Path) -> None:
                 rows = rows[:count]
             write(out / f"{name}-{split}.jsonl", rows)
         declare(out, name, name, MORE[name])
-    rows = [json.loads(line) for line in Path(snli, "train.jsonl").read_text().splitlines()]
+    lines = Path(snli, "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [parse_json(line, f"{snli}/train.jsonl", dict) for line in lines]
     random.Random(0).shuffle(rows)
     write(out / "snli-train.jsonl", rows[:SMALL])
     write(out / "big-train.jsonl", rows[SMALL : SMALL + LARGE])
-    (out / "snli-dev.jsonl").write_text(Path(snli, "dev.jsonl").read_text())
+    (out / "snli-dev.jsonl").write_bytes(Path(snli, "dev.jsonl").read_bytes())
     for name in ("snli", "big"):
         declare(out, name, "snli", SENTENCES)
 

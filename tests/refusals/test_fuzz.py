@@ -59,6 +59,7 @@ GIVEN = {
     "sweep": {"out": "out"},
     "ablate": {"out": "out"},
     "active": {"out": "out"},
+    "run": {"out": "out"},
     "report": {"runs": ("missing",), "out": "page.html"},
     "bench throughput": {"data": "missing"},
     "bench data": {"data": "missing"},
