@@ -114,7 +114,8 @@ def check_sum(row: dict, objective: str) -> None:
 
 @pytest.mark.parametrize(("position", "objective", "notes"), COMBINATIONS)
 def test_overfits_one_batch(position: str, objective: str, notes: bool, prepared) -> None:
-    """All losses fall on one batch with fixed masks, while notes are written and the generator changes."""
+    """All losses fall by half within 60 steps on one batch with fixed masks, while notes are written and the generator
+    changes."""
     setup = prepare_setup(options_of(prepared, position, objective, notes))
     trained = setup.objective().train()
     inputs = trained.sample(next(iter(setup.batches().at(0))), seed=0, step=0)
@@ -122,11 +123,13 @@ def test_overfits_one_batch(position: str, objective: str, notes: bool, prepared
     for _ in range(60):
         sums = trained(inputs)
         first = first or {name: sums[name].item() for name in trained.loss_weights}
+        if all(sums[name].item() < first[name] / 2 for name in first):
+            return
         optimizer.zero_grad()
         sum(weight * sums[name] / inputs.counts[name] for name, weight in trained.loss_weights.items()).backward()
         optimizer.step()
         trained.after_step([inputs], torch.tensor(True))
-    assert all(sums[name].item() < first[name] / 2 for name in first)
+    pytest.fail(f"after 60 steps the losses are {sums}, in the beginning they were {first}")
 
 
 def options_of(prepared: Path, position: str, objective: str, notes: bool) -> PretrainOptions:

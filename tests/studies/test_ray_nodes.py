@@ -1,6 +1,5 @@
 """A Ray cluster of several raylets on this machine: a node that is lost during a job, and then the head node."""
 
-import json
 import os
 import threading
 import time
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from fastbert import ray_cluster
 from fastbert.cli import main
@@ -18,7 +16,7 @@ from fastbert.studies.engine.backends import start
 from fastbert.studies.engine.events import run_events
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.engine.options import EngineOptions
-from tests.studies.conftest import read_rows, toy_job, without_times, write_pairs, write_pipeline
+from tests.studies.conftest import read_rows, toy_job, without_times, write_pipeline
 from tests.studies.test_engine import opened
 
 RUNNER = """
@@ -95,38 +93,22 @@ def figures(rows: dict[str, dict]) -> dict[str, dict]:
     return {name: {key: row[key] for key in row.keys() - {"seconds", "folder"}} for name, row in rows.items()}
 
 
-def test_an_ablation_on_a_cluster(cluster, prepared, tmp_path, capsys) -> None:
-    """The annealing starts from the checkpoint of its trunk, in the folder that all nodes have. What Ray has finished
-    the processes of this machine do not run again."""
-    base = {"layers": 1, "width": 16, "heads": 2, "length": 16, "batch_size": 8, "eval_sequences": 8}
-    values = {"base": base | {"data": str(prepared)}, "variants": {"a": None}, "budget": {"steps": 8}}
-    path, out = tmp_path / "toy.yaml", tmp_path / "out"
-    values |= {"anneal": {"points": [0.5, 1.0]}, "evaluate": {"pairs": write_pairs(tmp_path / "pairs")}}
-    path.write_text(yaml.safe_dump(values | {"evaluate_at": [1.0]}))
-    flags = ["--backend", "ray", "--ray-address", cluster.options[1]]
-    assert main(["ablate", str(path), "--out", str(out), *flags]) == 0
-    trunk, branch, pairs = read_rows(out)
-    assert (pairs["kind"], pairs["status"], pairs["pairs"]["count"]) == ("evaluate", "done", 6)
-    assert (trunk["kind"], branch["kind"], branch["status"]) == ("pretrain", "branch", "done")
-    assert branch["validations"][-1]["step"] == branch["steps"] == 5
-    manifest = json.loads((out / "jobs" / branch["id"] / "run" / "manifest.json").read_text())
-    assert manifest["branch"]["step"] == 4
-    assert main(["ablate", str(path), "--out", str(out)]) == 0
-    assert "; 3 done before" in capsys.readouterr().err
-
-
-def test_a_pipeline_on_a_cluster(cluster, pipeline, tmp_path) -> None:
-    """Jobs that read each other's files on a node of a running cluster give the results of processes of this
-    machine."""
+def test_a_pipeline_on_a_cluster(cluster, pipeline, tmp_path, capsys) -> None:
+    """Jobs that continue from each other's files on a node of a running cluster, one of them from a checkpoint of
+    another's, give the results of processes of this machine, which do not run them again."""
     path, found = write_pipeline(tmp_path, pipeline), {}
     back_ends = {"local": [], "ray": ["--backend", "ray", "--ray-address", cluster.options[1]]}
+    call = ["run", path, "--until", "first,short", "--out"]
     for name, flags in back_ends.items():
-        assert main(["run", path, "--until", "first", "--out", str(tmp_path / name), *flags]) == 0
+        assert main([*call, str(tmp_path / name), *flags]) == 0
         rows = without_times(read_rows(tmp_path / name))
         found[name] = [(row["id"], row.get("best"), row.get("unigram_entropy"), row["status"]) for row in rows]
-    assert found["ray"] == found["local"] and len(found["ray"]) == 3
+    assert found["ray"] == found["local"] and len(found["ray"]) == 4
     models = [sorted((tmp_path / name).glob("jobs/*/run/**/model.safetensors")) for name in back_ends]
-    assert [one.read_bytes() for one in models[0]] == [one.read_bytes() for one in models[1]] and len(models[0]) > 1
+    assert [one.read_bytes() for one in models[0]] == [one.read_bytes() for one in models[1]] and len(models[0]) > 3
+    capsys.readouterr()
+    assert main([*call, str(tmp_path / "ray")]) == 0
+    assert "; 4 done before" in capsys.readouterr().err
 
 
 def test_nodes_that_are_lost(cluster, tmp_path, monkeypatch, capsys) -> None:
