@@ -11,6 +11,8 @@ from fastbert.errors import UserError
 from fastbert.studies.pipelines import run
 from fastbert.studies.pipelines.graph import ancestors
 from fastbert.studies.pipelines.load import load_pipeline
+from fastbert.studies.pipelines.report import verdict
+from fastbert.studies.pipelines.results import Figure
 from fastbert.studies.pipelines.tunings import ENSEMBLE
 from tests.studies.conftest import graph_of, write_pipeline
 
@@ -238,3 +240,15 @@ def test_changes_are_listed_option_by_option(pipeline, tmp_path) -> None:
         "changed since the last call: the contents of its files",
         "1 job new or changed (1 of first); 1 no longer needed",
     ]
+
+
+def test_the_verdict_names_the_better_model() -> None:
+    """Bits per byte are better where they are lower; accuracies where they are higher."""
+    values = {"a": {0: 2.0, 1: 2.1, 2: 2.2}, "b": {0: 1.5, 1: 1.61, 2: 1.7}}
+    (line,) = Figure("x", values).compared("a")
+    assert verdict(line, lower_is_better=False) == "a higher, by the t-test alone"
+    assert verdict(line, lower_is_better=True) == "b lower, by the t-test alone"
+    (line,) = Figure("x", values).compared("b")
+    assert verdict(line, lower_is_better=True) == "b lower, by the t-test alone"
+    (line,) = Figure("x", {"a": {0: 2.0, 1: 2.1}, "b": {0: 1.5, 1: 2.7}}).compared("a")
+    assert verdict(line, lower_is_better=True) == "undecided"

@@ -18,6 +18,7 @@ from fastbert.studies.pipelines.commands import command_of, repeated
 from fastbert.studies.pipelines.graph import COMMAND, PREPARE, Graph
 from fastbert.studies.pipelines.lost import without_models
 from fastbert.studies.pipelines.results import BITS, LOSS, Figure, Results, results_of
+from fastbert.studies.shared.comparison import ModelComparison
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.plots import plot_scores
 from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN
@@ -155,12 +156,20 @@ def compared_figure(figure: Figure, results: Results) -> Table | None:
             interval(line.result) if figure.scale == 100 else _interval(line.result.low, line.result.high),
             p_value(line.p_t),
             p_value(line.p_flip),
-            line.verdict,
+            verdict(line, lower_is_better=figure.name == BITS),
         ]
         for line in figure.compared(results.models[0])
     ]
     head = ["model", "seeds", "difference", "95 % interval", "p (t), Holm", "p (sign flips), Holm", "verdict"]
     return Table(head, rows) if rows else None
+
+
+def verdict(line: ModelComparison, lower_is_better: bool) -> str:
+    """The verdict of a comparison; it names the better model, where that is the one with the lower figure too."""
+    if not lower_is_better or line.verdict == "undecided":
+        return line.verdict
+    higher, lower = (line.other, line.first) if line.result.mean > 0 else (line.first, line.other)
+    return line.verdict.replace(f"{higher} higher", f"{lower} lower", 1)
 
 
 def _interval(low: float | None, high: float | None) -> str:

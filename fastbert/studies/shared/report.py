@@ -39,7 +39,7 @@ def short_count(value: float) -> str:
 def provenance(path: str, threads: int, done: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Lines by name for the end of a report: configuration, machine and versions of the finished jobs."""
     machine = describe_machine()
-    precisions = ", ".join(sorted({row["precision"] for row in done}))
+    precisions = ", ".join(sorted({row["precision"] for row in done} - {NOTHING}))  # jobs that compute nothing
     return {
         "configuration": f"`{path}`",
         "machine": f"{machine['cpu']}, {machine['cores']} cores" + "".join(f", {gpu}" for gpu in machine["gpus"]),
