@@ -31,8 +31,9 @@ def config_path(job: str, name: str) -> str:
 
 def named_configs(job: str) -> dict[str, Path]:
     """The configurations of a job that come with fastbert: name -> path."""
-    folder = next((folder for folder in FOLDERS if (folder / job).is_dir()), None)
-    return {} if folder is None else {path.stem: path for path in sorted((folder / job).glob("*.yaml"))}
+    name = "pipelines" if job == "run" else job
+    folder = next((folder for folder in FOLDERS if (folder / name).is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted((folder / name).glob("*.yaml"))}
 
 
 def shipped(path: str) -> Path | None:

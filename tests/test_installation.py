@@ -45,6 +45,7 @@ def test_a_wheel_carries_the_configurations(tmp_path: Path) -> None:
 def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config_path("pretrain", "tiny") == str(ROOT / "configs" / "pretrain" / "tiny.yaml")
     assert {"base", "modernbert"} <= named_configs("pretrain").keys() and "study" in named_configs("ablate")
+    assert config_path("run", "encoder-study") == str(ROOT / "configs" / "pipelines" / "encoder-study.yaml")
     for name in ("new.yaml", "folder/tiny", "./tiny"):  # paths are read as they are
         assert config_path("pretrain", name) == name
     with pytest.raises(UserError, match="no configuration of that name for fastbert pretrain; did you mean tiny"):
