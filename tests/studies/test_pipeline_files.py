@@ -252,3 +252,15 @@ def test_the_verdict_names_the_better_model() -> None:
     assert verdict(line, lower_is_better=True) == "b lower, by the t-test alone"
     (line,) = Figure("x", {"a": {0: 2.0, 1: 2.1}, "b": {0: 1.5, 1: 2.7}}).compared("a")
     assert verdict(line, lower_is_better=True) == "undecided"
+
+
+def test_trainings_state_the_memory_that_they_are_expected_to_need(pipeline, tmp_path) -> None:
+    def memory(**changes) -> dict[str, int]:
+        models = [pipeline["models"][0] | changes, *pipeline["models"][1:]]
+        graph = graph_of(write_pipeline(tmp_path, pipeline, models=models), tmp_path / "out")
+        return {graph.entries[job.id]: job.memory for job in graph.jobs if "ensemble" not in job.kind}
+
+    small, wide = memory(), memory(width=256, ffn=1024, heads=4)
+    for entry in ("base", "short", "first", "second", "joint"):  # a process needs about 500 MB
+        assert 4e8 < small[entry] < wide[entry] < 2e9
+    assert small["text"] == small["list"] == 0
