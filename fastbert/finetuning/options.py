@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import BOOKKEEPING, FLAT, MACHINE, convert_text, leaves
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import OptionError, UserError, about, brief, choose
 from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
 from fastbert.finetuning.glue import GLUE, check_glue_folder
@@ -36,10 +37,10 @@ MOST_TRAININGS = 10_000  # in one call
 class FinetuneOptions:
     """Fine-tune an encoder: `fastbert finetune [configs/finetune/x.yaml] [options]`; options override the file."""
 
-    model: str | None = field(default=None, metadata=BOOKKEEPING)
-    """Pretrained model: a run, a checkpoint, an export, or a Hugging Face BERT folder. Its encoder is used; the head is
-    new."""
-    init_from: str | None = field(default=None, metadata=BOOKKEEPING)
+    model: str | None = field(default=None, metadata={**BOOKKEEPING, **FROM_HUB})
+    """Pretrained model: a run, a checkpoint, an export, or a Hugging Face BERT, RoBERTa, DistilBERT or ModernBERT, as a
+    folder or as owner/name[@revision] on the hub. Its encoder is used; the head is new."""
+    init_from: str | None = field(default=None, metadata={**BOOKKEEPING, **FROM_HUB})
     """Instead of --model, a model that `fastbert finetune` has trained on another task, such as MNLI before RTE: the
     folder of a seed, or an --out, whose best seed on dev is used. The head is new."""
     task: str | None = None
@@ -211,7 +212,7 @@ class FinetuneOptions:
 class PredictOptions:
     """Predict labels and probabilities with a fine-tuned model, one JSON object per line."""
 
-    model: str
+    model: str = field(metadata=FROM_HUB)
     """A fine-tuned model: the folder of a seed of `fastbert finetune`, or the model/ in it; or an ensemble: an --out
     with several seeds, or several of these, separated by commas. Its prediction is the mean of the models'
     probabilities (or numbers), with equal weights; a threshold of a multi-label task is the mean of the models'
@@ -274,7 +275,7 @@ class PredictOptions:
 class SubmitOptions:
     """Write an archive for GLUE's server with the predictions of fine-tuned models, or check one."""
 
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] = field(default=(), metadata=FROM_HUB)
     """Fine-tuned models as task=folder, such as cola=results/cola/seed-0 rte=results/rte: the folder of a seed, or an
     --out of `fastbert finetune`, whose best seed on dev is used. Several folders separated by commas are an ensemble,
     as in `fastbert predict`, where an --out stands for all its seeds. The model of mnli also predicts ax, unless ax

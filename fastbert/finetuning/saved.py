@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from fastbert import __version__
@@ -22,7 +21,7 @@ from fastbert.finetuning.model import TaskModel, encoder_weights
 from fastbert.hub.export import export_model, write_model
 from fastbert.hub.load import Pretrained, load_pretrained
 from fastbert.hub.names import is_bert
-from fastbert.inputs import input_errors
+from fastbert.hub.weight_files import read_stored
 from fastbert.records import COUNT, Whole, json_text, parse_json, read_json
 from fastbert.training.finite import require_finite
 from fastbert.training.tensors import read_metadata, read_tensors
@@ -193,12 +192,12 @@ def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
     model = TaskModel(pretrained.config, {record.task: record.kind}, kernels)
     model.encoder.load_state_dict(encoder_weights(pretrained))
     head = _exported(model.head(record.task), is_bert(pretrained.config))
-    with input_errors(folder), safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
-        stored = set(file.keys())
+    stored = read_stored(folder, head)
+    with torch.no_grad():
         for name, weight in head.items():
-            if name not in stored or tuple(file.get_slice(name).get_shape()) != tuple(weight.shape):
+            if name not in stored or stored[name].shape != weight.shape:
                 raise UserError(f"{folder} is damaged: its weight {name} is missing or does not fit {TASK_FILE}")
-            weight.copy_(file.get_tensor(name))
+            weight.copy_(stored[name])
             if not weight.isfinite().all():
                 raise UserError(f"{folder}: its weight {name} holds numbers that are not finite; train it again")
     return FineTuned(model, vocabulary, record)

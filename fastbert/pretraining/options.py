@@ -11,7 +11,7 @@ from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, leaves
 from fastbert.data.replay import ReplayOptions
 from fastbert.data.sources import check_source
 from fastbert.data.stages import StageOptions
-from fastbert.downloads import check_downloaded
+from fastbert.downloads import FROM_HUB, TOKENIZER, TOKENIZER_FROM_HUB, check_downloaded
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.hub.folders import check_model_folder
 from fastbert.model.options import EncoderOptions, NoteDictionaryOptions
@@ -73,8 +73,9 @@ class _PretrainOptions:
     """Stream the dataset (--data hf:NAME) without a copy in the local cache."""
     vocab_size: Vocabulary = 32768
     """Vocabulary size of the tokenizer that is trained if --data is a source."""
-    tokenizer: str | None = None
-    """Folder of a tokenizer to use instead of training one, if --data is a source (default: that of --init-from)."""
+    tokenizer: str | None = field(default=None, metadata=TOKENIZER_FROM_HUB)
+    """Tokenizer to use instead of training one, a folder or a name on the hub, if --data is a source (default: that of
+    --init-from)."""
     lowercase: bool = True
     """Lowercase the text if --data is a source and a tokenizer is trained."""
     strip_accents: bool | None = None
@@ -93,10 +94,10 @@ class _PretrainOptions:
     anneal: Annotated[float, Range(above=0, most=LARGEST)] | None = field(default=None, metadata=BOOKKEEPING)
     """Length of the annealing that begins at the checkpoint of --branch, as a fraction of the steps done (a number of
     steps if 1 or more); without it the run's schedule is followed to --steps."""
-    init_from: str | None = None
-    """Start from the weights of a run, an export, or a Hugging Face BERT folder. A run or checkpoint of the same
-    objective gives all its networks. The data may have further words, with ids after those of the model (fastbert
-    extend-vocab): their rows start as the mean of the pieces that spelled the word."""
+    init_from: str | None = field(default=None, metadata=FROM_HUB)
+    """Start from the weights of a run, an export, or a Hugging Face BERT, a folder or owner/name[@revision] on the hub.
+    A run or checkpoint of the same objective gives all its networks. The data may have further words, with ids after
+    those of the model (fastbert extend-vocab): their rows start as the mean of the pieces that spelled the word."""
 
     objective: str = choice("mlm", OBJECTIVES)
     """Pretraining objective: mlm (masked language modeling, BERT), electra (replaced token detection, arXiv
@@ -265,7 +266,7 @@ class _PretrainOptions:
         if not (Path(self.data) / "dataset.json").is_file():
             check_source(self.data, self.column)
             if self.tokenizer is not None:
-                check_downloaded(self.tokenizer, "tokenizer", "a Hugging Face tokenizer, prepared data or a run")
+                check_downloaded(self.tokenizer, TOKENIZER, "a Hugging Face tokenizer, prepared data or a run")
         if self.init_from is not None:
             check_model_folder(self.init_from)
         elif self.optimizer.keep:
@@ -335,7 +336,7 @@ BRANCH = {"branch": None, "anneal": None}
 SINGLE_CALL_OPTIONS = {"resume": False, "dry_run": False, "verify_data": False, "profile": False, **BRANCH, **LAUNCH}
 BUDGETS = ("steps", "tokens", "minutes")
 # Options that have an effect where --data is a source. They are not science: the hash of the data covers them.
-SOURCE_ONLY = ("column", "streamed", "vocab_size", "tokenizer", "lowercase", "strip_accents", "validation_fraction")
+SOURCE_ONLY = ("column", "streamed", "vocab_size", TOKENIZER, "lowercase", "strip_accents", "validation_fraction")
 
 
 def science(options: PretrainOptions, data_fingerprint: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ CASES = [
     ("fill 'a [MASK] of the'", "the model comes before the text: fastbert fill MODEL 'a [MASK] of the'"),
     (
         "evaluate --model my/bert --source text.txt",
-        "check the path, or, if it is a model on the Hugging Face hub",
+        "there is no folder my/bert, and the cache of the Hugging Face hub",
     ),
     ("pretrain runs/x", "runs/x is a folder; it is a run: resume it with fastbert pretrain --resume runs/x, or start"),
     ("pretrain bert", "bert is a folder; it is a model: start from its weights with --init-from bert"),

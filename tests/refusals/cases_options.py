@@ -162,7 +162,7 @@ CASES = [
     (f"{PRETRAIN} --init-from bert-base-uncased", "hf download google-bert/bert-base-uncased"),
     (f"{PRETRAIN} --tokenizer bert-base-uncased", "hf download google-bert/bert-base-uncased"),
     (f"{PRETRAIN} --tokenizer tokens", "there is no folder tokens; give the folder of a Hugging Face tokenizer"),
-    ("prepare --source text.txt --out out --tokenizer owner/name", "hf download owner/name --local-dir name"),
+    ("prepare --source text.txt --out out --tokenizer owner/name", "hf download owner/name"),
     ("bench throughput --data text.txt --positions absolute,absolute", "--positions must be all different"),
     ("bench throughput --data text.txt --peers fp32,bf16,fp32", "--peers must be all different"),
     (

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastbert.config import BOOKKEEPING, MACHINE, convert_text
 from fastbert.data.sources import check_source
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import OptionError, UserError, brief
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import FinetuneOptions
@@ -29,7 +30,7 @@ class AuditOptions:
 
     task: str | None = field(default=None, metadata=BOOKKEEPING)
     """A GLUE task or the YAML file of a custom task, of kind classes or number."""
-    model: str | None = field(default=None, metadata=BOOKKEEPING)
+    model: str | None = field(default=None, metadata={**BOOKKEEPING, **FROM_HUB})
     """Pretrained model: a run, a checkpoint, an export, or a Hugging Face BERT folder."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder for audit.jsonl (a line for each example), report.html, report.md, audit.json and the folds. The same

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastbert.config import MACHINE, choice
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import UserError
 from fastbert.finetuning.custom import check_custom_file
 from fastbert.finetuning.glue import check_glue_folder
@@ -46,9 +47,9 @@ class SelectOptions:
     the most likely class) or by margin (between the two most likely classes); those that differ most from all labelled
     and selected ones by their hidden states, k-centre; or those that represent the pool and are uncertain,
     facility-location (SDS2). Tasks with numbers have only random and k-centre."""
-    model: str | None = None
+    model: str | None = field(default=None, metadata=FROM_HUB)
     """A fine-tuned model, or several as in `fastbert predict`, whose probabilities are averaged; random needs none."""
-    previous: str | None = None
+    previous: str | None = field(default=None, metadata=FROM_HUB)
     """The model of the round before: prints the agreement of both on the pool (Cohen's kappa), by which you can decide
     to stop."""
     pool_size: Count | None = None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastbert.config import BOOKKEEPING, MACHINE
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import OptionError, UserError, about
 from fastbert.finetuning.affinity.groups import MOST_TASKS
 from fastbert.finetuning.custom import CustomTaskOptions
@@ -24,7 +25,7 @@ class AffinityOptions:
     tasks: str | None = field(default=None, metadata=BOOKKEEPING)
     """Two or more tasks separated by commas: GLUE tasks, YAML files of custom tasks, or glue for the eight tasks of the
     GLUE table. Their order has no effect."""
-    model: str | None = field(default=None, metadata=BOOKKEEPING)
+    model: str | None = field(default=None, metadata={**BOOKKEEPING, **FROM_HUB})
     """Pretrained model: a run, a checkpoint, an export, or a Hugging Face BERT folder."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder for affinity.json, affinity.png and the probes. The same command resumes an interrupted run; after it,

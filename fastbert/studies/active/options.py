@@ -8,6 +8,7 @@ from typing import Any
 
 from fastbert.config import from_dict
 from fastbert.dataset_work.selection.options import QUERIES
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import OptionError, UserError, choose
 from fastbert.finetuning.continual.options import METHODS, ReplayOptions
 from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
@@ -73,7 +74,7 @@ class ActiveStudy:
     """Content of a YAML file."""
 
     path: str
-    model: str
+    model: str = field(metadata=FROM_HUB)
     task: str
     pool: int | None
     """Number of texts of the training split; None for all."""

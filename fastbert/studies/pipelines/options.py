@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastbert.config import choice
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import UserError
 from fastbert.lists import words
 from fastbert.pretraining.options import PretrainOptions
@@ -73,7 +74,7 @@ class EncoderEntry:
     """Options of `fastbert pretrain` as written; for a branch only those of the branch."""
     options: PretrainOptions | None = None
     """The same options, checked; None for an existing checkpoint and a branch."""
-    path: str | None = None
+    path: str | None = field(default=None, metadata=FROM_HUB)
     after: str | None = None
     """Model whose weights it starts from."""
     branch: str | None = None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from fastbert.data.replay import ReplayOptions
 from fastbert.data.sources import check_source
-from fastbert.downloads import check_downloaded
+from fastbert.downloads import TOKENIZER, check_downloaded
 from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.tasks import check_glue_options, check_task
@@ -45,7 +45,7 @@ class Pipeline:
                 check_source(data.options["source"], data.options.get("column", "text"))
                 tokenizer = data.options.get("tokenizer")
                 if tokenizer is not None and tokenizer not in {*self.data, *self.models}:
-                    check_downloaded(tokenizer, "tokenizer", "data or a model of this file, or a folder")
+                    check_downloaded(tokenizer, TOKENIZER, "data or a model of this file, or a folder")
         for name, model in self.models.items():
             with prefixed(f"{self.path}: models: {name}"):
                 if model.path is not None:

@@ -8,12 +8,13 @@ options of evaluations likewise by `EvaluateOptions`.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastbert.config import from_dict, other_job_hint, with_underscores
 from fastbert.data.sources import check_source
+from fastbert.downloads import FROM_HUB
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.glue import check_glue_folder
 from fastbert.finetuning.options import MOST_TRAININGS, FinetuneOptions
@@ -54,7 +55,7 @@ class ModelEntry:
     """A checkpoint and its name in tables."""
 
     name: str
-    path: str
+    path: str = field(metadata=FROM_HUB)
 
 
 @dataclass(frozen=True)
