@@ -27,14 +27,15 @@ FROM_HUB = {"hub": MODEL}
 TOKENIZER_FROM_HUB = {"hub": TOKENIZER}
 """Metadata of an option that may name a tokenizer on the hub."""
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
 )
+"""Files that transformers reads a tokenizer from."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 FILES = {
-    MODEL: ("config.json", "task.json", *_WEIGHTS, *_TOKENIZER_FILES),
-    TOKENIZER: ("config.json", *_TOKENIZER_FILES),
+    MODEL: ("config.json", "task.json", *_WEIGHTS, *TOKENIZER_FILES),
+    TOKENIZER: ("config.json", *TOKENIZER_FILES),
 }
 """Files that are downloaded; task.json describes a model that `fastbert finetune` has trained."""
 
@@ -157,7 +158,7 @@ def local_folder(path: str | Path, what: str = MODEL) -> Path:
     folder = _snapshot(name, str(path), what)
     if what == MODEL:
         _check_model(folder, name)
-    elif not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    elif not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"{name} on the Hugging Face hub has no tokenizer; give another")
     return folder
 
@@ -227,7 +228,7 @@ def _unreachable(name: HubName, error: Exception) -> str:
 
 
 def _bar(work: Progress) -> type:
-    """A class in place of the hub's bars: passes the bytes to `work` and draws nothing."""
+    """A class in place of the hub's bars: passes the bytes to `work` and shows nothing itself."""
     from huggingface_hub.utils import tqdm
 
     class Bytes(tqdm):

@@ -83,6 +83,11 @@ class WordPiece:
         """Returns True if the tokens begin with those of `other`, id by id, and all settings are equal."""
         return self.settings == other.settings and self.tokens[: len(other.tokens)] == other.tokens
 
+    @property
+    def between(self) -> tuple[int, ...]:
+        """Ids between the two texts of a pair."""
+        return (self.ids["[SEP]"],)
+
     def build(self) -> "Tokenizer":
         """Builds the `tokenizers.Tokenizer`, which adds [CLS] and [SEP] and reads "[MASK]" in a text as the special
         token."""
@@ -104,6 +109,10 @@ class WordPiece:
         )
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
         return tokenizer
+
+    def build_for_words(self) -> "Tokenizer":
+        """Builds the tokenizer for single words, which it reads as they are read in a text."""
+        return self.build()
 
     def save(self, folder: Path | str, max_length: int | None = None) -> None:
         """Writes a Hugging Face folder that `transformers.AutoTokenizer.from_pretrained` opens with equal ids.

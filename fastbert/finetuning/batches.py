@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
 from fastbert.finetuning.rows import Example
 from fastbert.randomness import permute, row_keys
 
@@ -151,18 +151,19 @@ def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
 
 def encode(
     examples: Sequence[Example],
-    vocabulary: WordPiece,
+    vocabulary: AnyTokenizer,
     max_length: int,
     targets: Callable[[Sequence[Any]], np.ndarray],
 ) -> EncodedSplit:
-    """Encodes examples as [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens.
+    """Encodes examples as [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], each at most `max_length` tokens; another
+    architecture has its own tokens for [CLS] and [SEP], and maybe two between the texts.
 
     Args:
         examples: all of them with a pair or none; all with a label or none.
         targets: converts labels to training targets, [N, ...].
     """
     tokenizer = vocabulary.build()
-    cls, sep = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"]
+    cls, sep, between = vocabulary.ids["[CLS]"], vocabulary.ids["[SEP]"], vocabulary.between
     is_pair = bool(examples) and examples[0].pair is not None
     pieces, lengths, firsts, truncated = [], [], [], 0
     for at in range(0, len(examples), TEXTS_AT_A_TIME):
@@ -175,12 +176,11 @@ def encode(
         )
         for text, pair in zip(texts, pairs, strict=True):
             a, b = text.ids, [] if pair is None else pair.ids
-            first, second = truncated_lengths(len(a), len(b), max_length - (3 if is_pair else 2))
+            first, second = truncated_lengths(len(a), len(b), max_length - (2 + len(between) * is_pair))
             truncated += first + second < len(a) + len(b)
-            ids = [cls, *a[:first], sep]
-            firsts.append(len(ids))
-            if is_pair:
-                ids += [*b[:second], sep]
+            ids = [cls, *a[:first], *(between if is_pair else ())]
+            firsts.append(len(ids) if is_pair else len(ids) + 1)
+            ids += [*b[:second], sep]
             lengths.append(len(ids))
             pieces.append(np.array(ids, dtype=np.int32))
     labelled = bool(examples) and examples[0].label is not None

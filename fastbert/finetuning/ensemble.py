@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
 from fastbert.errors import LINE, UserError, brief
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.results import read_results, seed_folder
@@ -26,7 +26,7 @@ class Member:
 
     folder: Path
     record: TaskRecord
-    vocabulary: WordPiece
+    vocabulary: AnyTokenizer
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from fastbert.errors import UserError
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.stream import StreamBatch, TaskStream
 from fastbert.model.config import EncoderConfig
+from fastbert.model.foreign import ForeignConfig, block_number
 from fastbert.randomness import row_keys
 from fastbert.records import COUNT
 from fastbert.streams import echo
@@ -33,6 +34,11 @@ from fastbert.training.step import Updater
 ADVICE = ". Try a lower --learning-rate, a longer --schedule.warmup, or --machine.precision fp32"
 
 
+def block_of(name: str) -> int | None:
+    """The number of the block that the parameter `name` of a `TaskModel` belongs to, from 0; None for others."""
+    return int(name.split(".")[2]) if name.startswith("encoder.blocks.") else block_number(name)
+
+
 def layer_scale(name: str, layers: int, decay: float) -> float:
     """Factor on the learning rate of the parameter `name` of a `TaskModel`.
 
@@ -42,9 +48,9 @@ def layer_scale(name: str, layers: int, decay: float) -> float:
     """
     if not name.startswith("encoder."):
         depth = layers + 1
-    elif name.startswith("encoder.blocks."):
-        depth = int(name.split(".")[2]) + 1
-    elif name.startswith("encoder.final_norm."):
+    elif (block := block_of(name)) is not None:
+        depth = block + 1
+    elif name.startswith(("encoder.final_norm.", "encoder.model.final_norm.")):
         depth = layers
     else:
         depth = 0
@@ -53,7 +59,7 @@ def layer_scale(name: str, layers: int, decay: float) -> float:
 
 def build_scaled_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
-    config: EncoderConfig,
+    config: EncoderConfig | ForeignConfig,
     options: OptimizerOptions,
     layer_decay: float,
     device: torch.device,

@@ -6,25 +6,34 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from fastbert.finetuning.batches import TaskBatch
+from fastbert.finetuning.foreign_heads import ForeignHead
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.hub.load import Pretrained
 from fastbert.model.config import EncoderConfig
 from fastbert.model.encoder import Encoder, initialize
+from fastbert.model.foreign import ForeignConfig, ForeignEncoder
 
 
 class TaskModel(nn.Module):
     """An encoder with a head for each task.
 
     Args:
-        config: configuration of the encoder, with the dropout for training.
+        config: configuration of the encoder, with the dropout for training; one of another architecture has the
+            architecture's heads.
         kinds: the kind of each task.
     """
 
-    def __init__(self, config: EncoderConfig, kinds: Mapping[str, TaskKind], kernels: str = "auto") -> None:
+    def __init__(
+        self, config: EncoderConfig | ForeignConfig, kinds: Mapping[str, TaskKind], kernels: str = "auto"
+    ) -> None:
         super().__init__()
-        self.encoder = Encoder(config, kernels)
         self.kinds = dict(kinds)
         heads = {name: kind.new_head(config.width, config.dropout) for name, kind in self.kinds.items()}
+        if isinstance(config, ForeignConfig):
+            self.encoder = ForeignEncoder(config)
+            heads = {name: ForeignHead(config, head) for name, head in heads.items()}
+        else:
+            self.encoder = Encoder(config, kernels)
         self.heads = nn.ModuleDict({module_name(name): head for name, head in heads.items()})
 
     def head(self, name: str) -> nn.Module:
@@ -37,7 +46,8 @@ class TaskModel(nn.Module):
         return [one(hidden, row_keys) for one in layers]
 
     def hidden(self, batch: TaskBatch, reads: slice | None, row_keys: Tensor | None = None) -> Tensor:
-        """Hidden states of the tokens that a head `reads`, [B, T, D], or [B, 1, D] of [CLS]."""
+        """Hidden states of the tokens that a head `reads`, [B, T, D], or [B, 1, D] of [CLS] (of another architecture:
+        the state of the text)."""
         return self.encoder(
             batch.input_ids,
             attention_mask=batch.attention_mask,

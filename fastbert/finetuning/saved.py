@@ -11,17 +11,20 @@ from torch import Tensor, nn
 
 from fastbert import __version__
 from fastbert.config import differences
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer, load_foreign_tokenizer
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError, brief, choose, nearest
 from fastbert.files import atomic_folder
+from fastbert.finetuning.foreign_heads import check_heads
 from fastbert.finetuning.kinds import KINDS
 from fastbert.finetuning.kinds.kind import TaskKind
 from fastbert.finetuning.model import TaskModel, encoder_weights
-from fastbert.hub.export import export_model, write_model
-from fastbert.hub.load import Pretrained, load_pretrained
+from fastbert.hub.export import MARK, export_model, write_model
+from fastbert.hub.foreign import load_any, open_tokenizer
+from fastbert.hub.load import Pretrained
 from fastbert.hub.names import is_bert
 from fastbert.hub.weight_files import read_stored
+from fastbert.model.foreign import ForeignConfig
 from fastbert.records import COUNT, Whole, json_text, parse_json, read_json
 from fastbert.training.finite import require_finite
 from fastbert.training.tensors import read_metadata, read_tensors
@@ -72,15 +75,13 @@ def save_task_model(model: TaskModel, record: TaskRecord, tokenizer: Path, out: 
         UserError: no space, no permission; weights that are not finite.
     """
     config, kind = model.encoder.config, record.kind
+    if isinstance(config, ForeignConfig):
+        save_foreign_model(model, record, tokenizer, out)
+        return
     native = is_bert(config)
     encoder = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     head = {name: tensor.cpu() for name, tensor in _exported(model.head(record.task), native).items()}
-    settings = {
-        "architectures": [f"{'Bert' if native else 'FastBert'}{kind.architecture}"],
-        "id2label": kind.id2label,
-        "label2id": {label: int(output) for output, label in kind.id2label.items()},
-        **({} if kind.problem_type is None else {"problem_type": kind.problem_type}),
-    }
+    settings = _task_settings("Bert" if native else "FastBert", kind)
     require_finite({"head": head}, "the model to save")  # export_model checks the encoder
     with atomic_folder(out) as folder:
         export_model(config, encoder, tokenizer, folder, max_length=record.max_length)
@@ -92,6 +93,34 @@ def save_task_model(model: TaskModel, record: TaskRecord, tokenizer: Path, out: 
         write_model(folder, settings, tensors | head, mark | {TASK: json_text(facts, sort_keys=True)})
         (folder / TASK_FILE).write_text(json_text(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(record, native), encoding="utf-8")
+
+
+def _task_settings(classes: str, kind: TaskKind) -> dict[str, Any]:
+    """Keys of config.json for a model with a head; `classes` is the prefix of the names of its classes."""
+    return {
+        "architectures": [f"{classes}{kind.architecture}"],
+        "id2label": kind.id2label,
+        "label2id": {label: int(output) for output, label in kind.id2label.items()},
+        **({} if kind.problem_type is None else {"problem_type": kind.problem_type}),
+    }
+
+
+def save_foreign_model(model: TaskModel, record: TaskRecord, tokenizer: Path, out: Path) -> None:
+    """`save_task_model` for an encoder of another architecture: the folder that transformers' class would save."""
+    config: ForeignConfig = model.encoder.config
+    family, words = config.architecture, load_foreign_tokenizer(tokenizer)
+    head = {name: tensor.cpu() for name, tensor in _exported(model.head(record.task), native=True).items()}
+    encoder = {f"{family.prefix}{name}": tensor.cpu() for name, tensor in model.encoder.model.state_dict().items()}
+    require_finite({"encoder": encoder, "head": head}, "the model to save")
+    settings = {**config.settings, **_task_settings(family.classes, record.kind), "dtype": "float32"}
+    settings.pop("torch_dtype", None)
+    facts = record.to_json() | {"tokenizer": words.fingerprint}
+    with atomic_folder(out) as folder:
+        mark = {MARK: __version__, TASK: json_text(facts, sort_keys=True)}
+        write_model(folder, settings, encoder | head, mark)
+        words.save(folder)
+        (folder / TASK_FILE).write_text(json_text(facts, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(record, native=True), encoding="utf-8")
 
 
 def _exported(head: nn.Module, native: bool) -> dict[str, Tensor]:
@@ -139,17 +168,17 @@ def fine_tuned_folder(path: str | Path) -> Path | None:
 @dataclass(frozen=True)
 class FineTuned:
     model: TaskModel
-    vocabulary: WordPiece
+    vocabulary: AnyTokenizer
     record: TaskRecord
 
 
-def read_task_record(folder: Path) -> tuple[TaskRecord, WordPiece]:
+def read_task_record(folder: Path) -> tuple[TaskRecord, AnyTokenizer]:
     """Record and tokenizer of a fine-tuned model.
 
     Raises:
         UserError: the record is damaged, or the tokenizer is not the one with which the model was trained.
     """
-    values, vocabulary = read_json(folder / TASK_FILE, "task record", _TASK_SHAPE), load_tokenizer(folder)
+    values, vocabulary = read_json(folder / TASK_FILE, "task record", _TASK_SHAPE), open_tokenizer(folder)
     known = {name.removesuffix("?") for name in _TASK_SHAPE}
     if unknown := sorted(values.keys() - known):
         raise UserError(
@@ -188,10 +217,11 @@ def load_task_model(path: str | Path, kernels: str = "auto") -> FineTuned:
     if folder is None:
         raise not_fine_tuned(path)
     record, vocabulary = read_task_record(folder)
-    pretrained = load_pretrained(folder)
+    pretrained = load_any(folder)
     model = TaskModel(pretrained.config, {record.task: record.kind}, kernels)
     model.encoder.load_state_dict(encoder_weights(pretrained))
-    head = _exported(model.head(record.task), is_bert(pretrained.config))
+    native = isinstance(pretrained.config, ForeignConfig) or is_bert(pretrained.config)
+    head = _exported(model.head(record.task), native)
     stored = read_stored(folder, head)
     with torch.no_grad():
         for name, weight in head.items():
@@ -211,8 +241,11 @@ def not_fine_tuned(path: str | Path) -> UserError:
 
 
 def load_encoder(path: str | Path) -> Pretrained:
-    """Loads an encoder like `load_pretrained`, also from the folder of a seed of `fastbert finetune`."""
+    """Loads an encoder like `load_any`, also from the folder of a seed of `fastbert finetune`."""
     folder = fine_tuned_folder(path)
     if folder is not None:
         read_task_record(folder)  # refuses another tokenizer
-    return load_pretrained(folder or path)
+    pretrained = load_any(folder or path)
+    if isinstance(pretrained.config, ForeignConfig):
+        check_heads(pretrained.config)
+    return pretrained

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
 from fastbert.errors import UserError
 from fastbert.finetuning.batches import EncodedSplit, reading_order
 from fastbert.finetuning.model import TaskModel
@@ -43,7 +43,7 @@ class Inputs:
 
 
 @progress("tokenizing")
-def encode_inputs(examples: Sequence[Example], vocabulary: WordPiece, record: TaskRecord) -> Inputs:
+def encode_inputs(examples: Sequence[Example], vocabulary: AnyTokenizer, record: TaskRecord) -> Inputs:
     settings = (vocabulary, record.max_length)
     orders = [record.kind.encode(examples, *settings)]
     if record.both_orders:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastbert import config as configuration
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
 from fastbert.errors import UserError
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.options import FinetuneOptions, science
@@ -37,7 +37,7 @@ class FinetuneSetup:
     options: FinetuneOptions
     task: Task
     pretrained: Pretrained
-    vocabulary: WordPiece
+    vocabulary: AnyTokenizer
     train: list[Example]
     dev: dict[str, Inputs]
     device: torch.device

@@ -10,7 +10,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
 from fastbert.finetuning.batches import TEXTS_AT_A_TIME, EncodedSplit, ranges
 from fastbert.finetuning.rows import Example
 
@@ -43,7 +43,7 @@ def scored_words(spans: list[tuple[int, int]], count: int) -> list[tuple[int, in
     return list(pairwise(cuts))
 
 
-def encode_words(examples: Sequence[Example], vocabulary: WordPiece, max_length: int, ignored: int) -> EncodedSplit:
+def encode_words(examples: Sequence[Example], vocabulary: AnyTokenizer, max_length: int, ignored: int) -> EncodedSplit:
     """[CLS] pieces [SEP] for each window, at most `max_length` tokens. A word without pieces becomes [UNK], and a word
     that is longer than a window is truncated.
 
@@ -104,10 +104,10 @@ def encode_words(examples: Sequence[Example], vocabulary: WordPiece, max_length:
     )
 
 
-def _pieces_of_words(words: list[str], vocabulary: WordPiece) -> tuple[np.ndarray, np.ndarray]:
+def _pieces_of_words(words: list[str], vocabulary: AnyTokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Concatenated pieces of words, int32, and the index at which each word begins, int64 [W + 1]; [UNK] for a word
     without pieces."""
-    tokenizer, unk = vocabulary.build(), [vocabulary.ids["[UNK]"]]
+    tokenizer, unk = vocabulary.build_for_words(), [vocabulary.ids["[UNK]"]]
     pieces, sizes = [np.zeros(0, np.int32)], [0]
     for at in range(0, len(words), TEXTS_AT_A_TIME):
         part = [[word] for word in words[at : at + TEXTS_AT_A_TIME]]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fastbert.config import differences
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer, load_foreign_tokenizer
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.downloads import local_folder, shown_folder
 from fastbert.errors import UserError, abbreviated, brief
@@ -29,6 +29,7 @@ from fastbert.hub.names import (
 )
 from fastbert.hub.weight_files import INDEX, WEIGHTS, joined, read_weights
 from fastbert.model.config import EncoderConfig
+from fastbert.model.foreign import FAMILIES, ForeignConfig
 from fastbert.progress import progress
 from fastbert.ranges import plain
 from fastbert.records import COUNT, check, parse_json, read_json
@@ -75,7 +76,8 @@ _BERT_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 class Pretrained:
     """A pretrained encoder and its source."""
 
-    config: EncoderConfig
+    config: EncoderConfig | ForeignConfig
+    """A `ForeignConfig` only from `fastbert.hub.foreign`."""
     weights: dict[str, Tensor]
     """`encoder.<names of Encoder>` and, if there is a head, `head.<names of MLMHead or ReplacedHead>`; on the CPU, in
     the file's precision. The tied word embedding is listed under both names."""
@@ -153,19 +155,20 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def tokenizer_of(pretrained: Pretrained) -> WordPiece:
-    """Loads the tokenizer of a pretrained encoder.
+def tokenizer_of(pretrained: Pretrained) -> AnyTokenizer:
+    """Loads the tokenizer of a pretrained encoder, a `ForeignTokenizer` if it has a `ForeignConfig`.
 
     Raises:
         UserError: there is none, it cannot be used, or it has more tokens than the embedding.
     """
     folder = pretrained.tokenizer
-    if not _has_tokenizer(folder):
+    foreign = isinstance(pretrained.config, ForeignConfig)
+    if not foreign and not _has_tokenizer(folder):
         raise UserError(
             f"{folder} holds no tokenizer, so the ids of words in {pretrained.source} are unknown; copy the "
             "tokenizer.json or vocab.txt that it was trained with to that folder"
         )
-    vocabulary = load_tokenizer(folder)
+    vocabulary = load_foreign_tokenizer(folder) if foreign else load_tokenizer(folder)
     if len(vocabulary.tokens) > pretrained.config.vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {len(vocabulary.tokens)} tokens and {pretrained.source} "
@@ -185,8 +188,15 @@ def _from_hub(folder: Path) -> Pretrained:
     settings = read_json(folder / "config.json", "model configuration", dict, LARGEST_CONFIG)
     family = settings.get("model_type")
     if family not in ("bert", "electra", "fastbert"):
+        if isinstance(family, str) and family in FAMILIES:
+            raise UserError(
+                f"{folder} holds a {FAMILIES[family].title}, whose architecture is not one of fastbert's encoders: it "
+                "can be fine-tuned (finetune, predict, select, audit) and score sentences (evaluate --pairs, --pll); "
+                "give a BERT, an ELECTRA or an export of fastbert here"
+            )
         raise UserError(
             f"{folder / 'config.json'} has model_type {brief(family)}; fastbert reads bert, electra and its own exports"
+            f" and, for fine-tuning, {', '.join(FAMILIES)}"
         )
     tensors, metadata = read_weights(folder)
     _check_tokenizer(folder, metadata.get(TOKENIZER), f"the model in {folder}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
 from fastbert.dataset_work.audit.options import AuditOptions
 from fastbert.dataset_work.audit.pool import Pool, open_pool
 from fastbert.errors import UserError
@@ -49,7 +49,7 @@ class AuditSetup:
     """Options of the trainings, with learning rate, epochs and length resolved."""
     pool: Pool
     pretrained: Pretrained
-    vocabulary: WordPiece
+    vocabulary: AnyTokenizer
     truncated: np.ndarray
     """bool [N], the examples that are longer than the maximum length."""
     device: torch.device

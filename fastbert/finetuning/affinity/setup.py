@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastbert import config as configuration
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
 from fastbert.errors import UserError
 from fastbert.finetuning.affinity.options import AffinityOptions, check_number_of_groups
 from fastbert.finetuning.batches import EncodedSplit
@@ -42,7 +42,7 @@ class AffinitySetup:
     tasks: list[Task]
     """Sorted by name."""
     pretrained: Pretrained
-    vocabulary: WordPiece
+    vocabulary: AnyTokenizer
     train: list[list[Example]]
     """Training examples of each task."""
     dev: dict[str, dict[str, Inputs]]
@@ -134,7 +134,7 @@ def prepare_affinity(requested: AffinityOptions) -> AffinitySetup:
     )
 
 
-def dev_of(task: Task, vocabulary: WordPiece, length: int) -> dict[str, Inputs]:
+def dev_of(task: Task, vocabulary: AnyTokenizer, length: int) -> dict[str, Inputs]:
     """The dev splits of a task.
 
     Raises:

@@ -24,7 +24,7 @@ from fastbert.ranges import text_problem
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fastbert.data.tokenizer import WordPiece
+    from fastbert.data.foreign_tokenizer import AnyTokenizer
     from fastbert.finetuning.batches import EncodedSplit
 
 
@@ -124,7 +124,7 @@ class TaskKind(ABC):
 
     # --- training
 
-    def encode(self, examples: Sequence[Example], vocabulary: "WordPiece", max_length: int) -> "EncodedSplit":
+    def encode(self, examples: Sequence[Example], vocabulary: "AnyTokenizer", max_length: int) -> "EncodedSplit":
         """Encodes examples as token ids, at most `max_length` in each row."""
         from fastbert.finetuning.batches import encode
 

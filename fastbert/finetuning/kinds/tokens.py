@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
 from fastbert.errors import UserError, brief, nearest
 from fastbert.finetuning.custom import CustomSource
 from fastbert.finetuning.entities import by_type, decode, entity_errors
@@ -83,7 +83,7 @@ class Tokens(TaskKind):
 
     # --- training
 
-    def encode(self, examples: Sequence[Example], vocabulary: WordPiece, max_length: int) -> "EncodedSplit":
+    def encode(self, examples: Sequence[Example], vocabulary: AnyTokenizer, max_length: int) -> "EncodedSplit":
         from fastbert.finetuning.word_batches import encode_words
 
         return encode_words(examples, vocabulary, max_length, IGNORED)

@@ -13,6 +13,7 @@ from typing import Any
 from fastbert.config import digest, to_dict
 from fastbert.errors import UserError, plural
 from fastbert.finetuning.continual.options import METHODS
+from fastbert.finetuning.loop import block_of
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.setup import expected_memory
 from fastbert.streams import echo
@@ -124,7 +125,7 @@ class Chains:
         options = {**asked, "finetune": without_folder(self.finetune), "pool": self.study.pool}
         options |= {"files": files, "texts": texts}
         weights = setup.pretrained.weights
-        parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
+        parameters = sum(weights[key].numel() for key in weights if block_of(key) is not None)
         new = sizes[-1] - (sizes[-2] if number > 1 else 0)
         examples = 2 * new if METHODS[learner.method].continual and kind == ROUND else sizes[-1]
         return Job(

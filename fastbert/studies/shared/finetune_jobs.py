@@ -11,6 +11,7 @@ from fastbert.files import remove
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.dev_ensemble import Labels, ensemble_figures
 from fastbert.finetuning.finetune import finetune
+from fastbert.finetuning.loop import block_of
 from fastbert.finetuning.options import FinetuneOptions, science
 from fastbert.finetuning.results import check_best, read_results, seed_folder
 from fastbert.finetuning.setup import check_schedule, describe_finetuning, expected_memory, prepare_finetuning
@@ -105,7 +106,7 @@ def plan_tunings(
     setup = prepare_finetuning(options)
     described = describe_finetuning(setup)
     weights = setup.pretrained.weights
-    parameters = sum(weights[key].numel() for key in weights if key.startswith("encoder.blocks."))
+    parameters = sum(weights[key].numel() for key in weights if block_of(key) is not None)
     tunings = []
     for setting in entry.settings:
         options = grid.options(model, entry, glue_dir, **setting)
