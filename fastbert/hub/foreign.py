@@ -72,11 +72,11 @@ def load_foreign(folder: Path) -> Pretrained:
     except Exception as error:  # transformers checks values in many ways
         reason = brief(str(error).strip().partition("\n")[0], str)
         raise UserError(f"{path}: transformers cannot build this {family.title}: {reason}; fix it") from None
-    found = {_encoder_name(name, family.prefix): tensor for name, tensor in tensors.items()}
-    unprefixed = not any(name.startswith(family.prefix) for name in tensors)
-    if unprefixed:  # saved without a head
-        found = dict(tensors)
-    found = {name: tensor for name, tensor in found.items() if name and name not in _BUFFERS}
+    tensors = {_modern(name): tensor for name, tensor in tensors.items()}
+    alone = not any(name.startswith(family.prefix) for name in tensors)  # saved without a head
+    heads = {} if alone else {name: one for name, one in tensors.items() if not name.startswith(family.prefix)}
+    found = {name.removeprefix(family.prefix): one for name, one in tensors.items() if name not in heads}
+    found = {name: one for name, one in found.items() if name not in _BUFFERS}
     problems = [f"{name} is missing" for name in expected if name not in found]
     for name, tensor in found.items():
         if name not in expected:
@@ -89,15 +89,15 @@ def load_foreign(folder: Path) -> Pretrained:
     if problems:
         raise UserError(f"the weights in {folder} do not fit its config.json: {abbreviated(problems, '; ')}")
     weights: dict[str, Tensor] = {f"encoder.model.{name}": found[name] for name in expected}
+    weights |= {f"head.{name}": tensor for name, tensor in heads.items()}
     if bad := not_finite(weights):
         raise UserError(f"the weights in {folder} are not finite in {abbreviated(bad)}; download or export it again")
     return Pretrained(config, weights, folder, f"the {family.title} in {shown_folder(folder)}")
 
 
-def _encoder_name(name: str, prefix: str) -> str:
-    """Name of a weight in the encoder, from that in a model with a head; empty for the head's."""
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    return name.removeprefix(prefix) if name.startswith(prefix) else ""
+def _modern(name: str) -> str:
+    """Converts TensorFlow's gamma and beta in the name of a weight to PyTorch's."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _config(path: Path, settings: dict[str, Any]) -> ForeignConfig:

@@ -80,7 +80,8 @@ class Pretrained:
     """A `ForeignConfig` only from `fastbert.hub.foreign`."""
     weights: dict[str, Tensor]
     """`encoder.<names of Encoder>` and, if there is a head, `head.<names of MLMHead or ReplacedHead>`; on the CPU, in
-    the file's precision. The tied word embedding is listed under both names."""
+    the file's precision. The tied word embedding is listed under both names. With a `ForeignConfig`, `encoder.<names of
+    ForeignEncoder>` and `head.<names in the file>`."""
     tokenizer: Path
     """Folder of its tokenizer, which may be missing; it is checked when the tokenizer is loaded."""
     source: str
@@ -98,6 +99,8 @@ class Pretrained:
     @property
     def has_head(self) -> bool:
         """True if there is an MLM head."""
+        if isinstance(self.config, ForeignConfig):
+            return self.config.predicts_words
         return head_of(self.weights) == "mlm"
 
 

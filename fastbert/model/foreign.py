@@ -20,7 +20,7 @@ class Family:
     """An architecture of transformers."""
 
     title: str
-    """Its name, for messages."""
+    """Name in messages."""
     classes: str
     """Prefix of the names of its classes."""
     prefix: str
@@ -107,6 +107,12 @@ class ForeignConfig:
     @property
     def feed_forward(self) -> str:
         return self.architecture.feed_forward
+
+    @property
+    def predicts_words(self) -> bool:
+        """True if the model was saved as a masked language model."""
+        saved = self.settings.get("architectures")
+        return isinstance(saved, list) and f"{self.architecture.classes}ForMaskedLM" in saved
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that the encoder depends on, for a fingerprint."""

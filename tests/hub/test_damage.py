@@ -125,7 +125,7 @@ def test_precisions_and_types_must_be_those_of_the_configuration(copy: Path, tok
         with pytest.raises(UserError, match=message):
             load_pretrained(copy)
 
-    refused(lambda _, tensor: tensor.half(), r"config\.json names the dtype float32, and \S+ in model.* has float16")
+    refused(lambda _, tensor: tensor.half(), r"config\.json names the dtype float32, and \S+ in its .* has float16")
     refused(lambda name, tensor: tensor.bfloat16() if "words" in name else tensor, r"words\.weight .* has bfloat16")
     refused(lambda _, tensor: tensor.int(), "holds int32 instead of floating-point numbers")
     refused(lambda _, tensor: tensor > 0, "holds bool instead of floating-point numbers")

@@ -135,7 +135,7 @@ def test_options_that_config_json_leaves_out_are_berts(bert):
         ({"position_embedding_type": "relative_key"}, "has position_embedding_type 'relative_key'"),
         ({"is_decoder": True}, "has is_decoder True"),
         ({"add_cross_attention": True}, "has add_cross_attention True"),
-        ({"model_type": "roberta"}, "has model_type 'roberta'; fastbert reads bert, electra and its own exports"),
+        ({"model_type": "roberta"}, "holds a RoBERTa, whose architecture is not one of fastbert's encoders"),
         ({"model_type": ...}, "has model_type None"),
         ({"hidden_size": ..., "vocab_size": ...}, "lacks vocab_size, hidden_size"),
         ({"num_attention_heads": 5}, r"config\.json: heads 5 do not divide width 24"),

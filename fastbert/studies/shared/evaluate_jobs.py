@@ -10,7 +10,8 @@ from typing import Any
 from fastbert.config import digest, from_dict, to_dict
 from fastbert.errors import plural
 from fastbert.finetuning.setup import fingerprint_of_weights
-from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
+from fastbert.hub.foreign import load_any
+from fastbert.hub.load import Pretrained, tokenizer_of
 from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import encoder_flops
 from fastbert.pretraining.evaluate_options import EvaluateOptions
@@ -162,7 +163,7 @@ def changed_since(identity: Mapping[str, Any], options: EvaluateOptions) -> str 
     """Name of the input (model, tokenizer or data) of an evaluation that differs from the plan, or None."""
     found = {"data": hash_of(*read_data(options))}
     if "model" in identity:  # else the weights are identified by the pretraining
-        found |= fingerprints(load_pretrained(options.model))
+        found |= fingerprints(load_any(options.model))
     return next((name for name, value in found.items() if identity[name] != value), None)
 
 

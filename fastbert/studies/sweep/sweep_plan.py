@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from fastbert.errors import UserError
-from fastbert.hub.load import load_pretrained
+from fastbert.hub.foreign import load_any
 from fastbert.pretraining.zero_shot.pairs import distinct_sentences, short_pairs
 from fastbert.pretraining.zero_shot.scorer import open_scorer
 from fastbert.report.page import Table
@@ -85,7 +85,7 @@ def plan_evaluated(plan: SweepPlan, grid: StudyGrid, backend: str) -> Iterator[J
     """The evaluations of a sweep, one of each checkpoint; adds models to the plan."""
     for model in grid.models if plan.evaluations else ():
         with prefixed(f"{grid.path}: {model.name}"):
-            pretrained = load_pretrained(model.path)
+            pretrained = load_any(model.path)
             identity = fingerprints(pretrained)
         plan.encoders[model.name] = encoder_columns(pretrained)
         for evaluation in plan.evaluations:
