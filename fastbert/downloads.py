@@ -264,9 +264,14 @@ def _check_model(folder: Path, name: HubName) -> None:
     )
 
 
-def shown_folder(folder: Path) -> str:
-    """`folder` for messages and records: owner/name@commit if it is in the hub's cache."""
+def commit_of(folder: Path) -> str | None:
+    """owner/name@commit of a download in the hub's cache; None for any other folder."""
     cache = re.fullmatch(r"models--(.+)", folder.parent.parent.name)
     if cache is None or folder.parent.name != "snapshots":
-        return str(folder)
+        return None
     return f"{cache[1].replace('--', '/')}@{folder.name}"
+
+
+def shown_folder(folder: Path) -> str:
+    """`folder` for messages and records: `commit_of` it, or its path."""
+    return commit_of(folder) or str(folder)

@@ -13,6 +13,7 @@ import torch
 
 from fastbert import config as configuration
 from fastbert.data.foreign_tokenizer import AnyTokenizer
+from fastbert.downloads import commit_of
 from fastbert.errors import UserError
 from fastbert.finetuning.batches import subset
 from fastbert.finetuning.options import FinetuneOptions, science
@@ -212,10 +213,11 @@ def identity(example: Example) -> list[Any]:
 
 def fingerprint_of_weights(pretrained: Pretrained, parts: tuple[str, ...] = ("encoder.",)) -> str:
     """Hash of the encoder's configuration and of the weights whose names begin with one of `parts`, eight hexadecimal
-    digits."""
+    digits; for a download of the Hugging Face hub followed by owner/name@commit."""
     digest = hashlib.sha256(json.dumps(pretrained.config.to_dict(), sort_keys=True).encode())
     for name in sorted(pretrained.weights):
         if name.startswith(parts):
             digest.update(name.encode())
             digest.update(pretrained.weights[name].contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:8]
+    name = commit_of(pretrained.tokenizer)
+    return digest.hexdigest()[:8] + ("" if name is None else f" of {name}")
