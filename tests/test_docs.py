@@ -71,6 +71,8 @@ IF_GIVEN = {"--machine.micro-batch-size": "2", "--checkpoint-words": "20,40,...,
 UNTOUCHED = ("--resume", "--help")
 CHECKED = ("bench", "submit")
 """Jobs whose options are checked, but that are not run: GLUE's archive needs the official test splits."""
+ON_THE_HUB = {"bert-base-uncased", "answerdotai/ModernBERT-base@main"}
+"""Models of commands whose options are checked, but that are not run."""
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -141,11 +143,13 @@ def run_command(words: list[str]) -> None:
     if words[0] == "./run_pretrain.sh":
         words = ["fastbert", "pretrain", "tiny", *words[1:]]
     if words[0] != "fastbert":
-        known = words[0] in ("cd", "git", "source", "tensorboard")
+        known = words[0] in ("cd", "git", "source", "tensorboard", "hf")
         assert known or (words[0].startswith("./") and (ROOT / words[0]).is_file()), f"unknown command: {words}"
         return
     arguments = words[1:]
-    if arguments[0] in CHECKED or any("hf:" in word and "hf:books" not in word for word in arguments):
+    if arguments[0] in CHECKED or any(
+        word in ON_THE_HUB or ("hf:" in word and "hf:books" not in word) for word in arguments
+    ):
         count = 2 if arguments[0] == "bench" else 1
         parse(OPTIONS[" ".join(arguments[:count])], arguments[count:], arguments[0])
         return

@@ -402,69 +402,6 @@ def test_tokenizers_of_hugging_face_folders_are_checked(bert, capsys):
     assert "is read with the settings of tokenizer.json" in capsys.readouterr().err
 
 
-# --- weights in several files
-
-
-def shard(folder: Path) -> dict[str, str]:
-    """Splits model.safetensors into two files with an index, and returns the map in it."""
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    where = {name: files[number % 2] for number, name in enumerate(sorted(tensors))}
-    for file in files:
-        save_file({name: tensors[name] for name in where if where[name] == file}, folder / file, {"format": "pt"})
-    write_index(folder, where)
-    return where
-
-
-def write_index(folder: Path, where: dict) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-
-
-def test_weights_in_several_files_are_those_of_one(bert, tmp_path, tokenizer):
-    folder, _ = bert
-    config = small_config(position="tupe-r", norm="pre")
-    export_model(config, named(*random_models(config)), tokenizer, tmp_path / "own")
-    for path in (folder, tmp_path / "own"):
-        expected = load_pretrained(path)
-        shard(path)
-        found = load_pretrained(path)
-        assert found.config == expected.config and found.weights.keys() == expected.weights.keys()
-        assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.weights.items())
-
-
-def test_shards_that_are_damaged_or_do_not_fit_their_index(bert):
-    folder, _ = bert
-    where = shard(folder)
-    first, second = sorted(set(where.values()))
-    name = min(name for name in where if where[name] == first)
-    for changed, message in (
-        ({name: "../x.safetensors"}, r"names the file '\.\./x.safetensors', and weights are read from .* next to it"),
-        ({name: "/x.safetensors"}, r"names the file '/x.safetensors'"),
-        ({name: "pytorch_model.bin"}, r"names the file 'pytorch_model.bin'"),
-        (
-            {name: "model-00003-of-00002.safetensors"},
-            r"lacks model-00003-of-00002.safetensors, which .*index.json names",
-        ),
-        ({name: second}, rf"model-00002-of-00002.safetensors lacks {name}, which .* expects in it"),
-        ({"more": first}, r"model-00001-of-00002.safetensors lacks more"),
-        ({name: 3}, r"index of the weights .*weight_map"),
-    ):
-        write_index(folder, where | changed)
-        with pytest.raises(UserError, match=message):
-            load_pretrained(folder)
-    write_index(folder, {})
-    with pytest.raises(UserError, match="names no weights"):
-        load_pretrained(folder)
-    write_index(folder, where)
-    save_file(load_file(folder / second) | {name: load_file(folder / first)[name].clone()}, folder / second)
-    with pytest.raises(UserError, match=rf"00002.safetensors and another shard both have {name}"):
-        load_pretrained(folder)
-    (folder / first).unlink()
-    with pytest.raises(UserError, match=rf"lacks {first}, which"):
-        load_pretrained(folder)
-
-
 # --- no model at all
 
 
