@@ -194,7 +194,7 @@ def _from_hub(folder: Path) -> Pretrained:
         if isinstance(family, str) and family in FAMILIES:
             raise UserError(
                 f"{folder} holds a {FAMILIES[family].title}, whose architecture is not one of fastbert's encoders: it "
-                "can be fine-tuned (finetune, predict, select, audit) and score sentences (evaluate --pairs, --pll); "
+                "can be fine-tuned (finetune, predict, select, audit), and fill, evaluate --pairs and --pll read it; "
                 "give a BERT, an ELECTRA or an export of fastbert here"
             )
         raise UserError(

@@ -1,10 +1,11 @@
-"""`fastbert fill`: the most likely words for each [MASK] of a text, from an MLM head, or from the generator or meta
-controller of a run."""
+"""`fastbert fill`: the most likely words for each [MASK] of a text, from an MLM head, from the generator or meta
+controller of a run, or from any masked language model of transformers."""
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -20,8 +21,9 @@ from fastbert.model.config import EncoderConfig, check_length
 from fastbert.objectives.objective import Objective
 from fastbert.objectives.options import MLMOptions
 from fastbert.objectives.replacement import Replacement
-from fastbert.pretraining.fill_options import FillOptions, check_masked
+from fastbert.pretraining.fill_options import MASK, FillOptions, check_masked
 from fastbert.pretraining.held_out import trained_objective
+from fastbert.pretraining.zero_shot.scorer import is_foreign, open_foreign
 from fastbert.records import json_text
 from fastbert.streams import echo, warn
 from fastbert.training.hardware import autocast, resolve_device, resolve_precision, setup_machine
@@ -48,10 +50,12 @@ def fill(options: FillOptions) -> None:
     device = resolve_device(options.machine.device)
     precision, _ = resolve_precision(options.machine.precision, device)
     setup_machine(options.machine, device)
+    if is_foreign(Path(options.model)):
+        fill_with_transformers(options, device, precision)
+        return
     pretrained = load_pretrained(options.model)
     vocabulary = tokenizer_of(pretrained)
-    if options.top > (size := len(vocabulary.tokens)):
-        raise UserError(f"--top {options.top} is more than the {size} tokens of {options.model}; lower it")
+    check_top(options, len(vocabulary.tokens))
     mask_rate = MLMOptions.mask_rate  # has no effect here
     objective = trained_objective(options.model, pretrained, vocabulary, options.machine.kernels, mask_rate)
     objective.to(device).eval()
@@ -61,10 +65,55 @@ def fill(options: FillOptions) -> None:
     count = 0
     while part := list(islice(texts, options.machine.micro_batch_size or 1)):
         for text, found in zip(part, likeliest(objective, part, vocabulary, options.top, precision), strict=True):
-            print(json_line(text, found) if options.json else table(text, found), flush=True)
+            print_words(options, text, found)
         count += len(part)
+    check_any(count)
+
+
+def fill_with_transformers(options: FillOptions, device: torch.device, precision: str) -> None:
+    """`fill` with a model that transformers computes, one text at a time; its mask token takes the place of [MASK]."""
+    scorer = open_foreign(options.model, {"source": options.model, "device": device, "precision": precision})
+    tokenizer = scorer.tokenizer
+    tokenizer.encode_special_tokens = False
+    mask, size = tokenizer.id_to_token(scorer.mask_id), tokenizer.get_vocab_size()
+    check_top(options, size)
+    count = 0
+    for where, text in texts_of(options):
+        check_masked(text, where)
+        ids = tokenizer.encode(text.replace(MASK, mask)).ids
+        scorer.check_length(len(ids), f"{where} ({len(ids)} tokens with special tokens)")
+        row = torch.tensor([ids], device=device)
+        positions = (row[0] == scorer.mask_id).nonzero()[:, 0]
+        with torch.no_grad(), autocast(device, precision):
+            logits = scorer.word_logits(row.expand(len(positions), -1), positions)
+        words = most_likely(logits, size, options.top)
+        found = [[(word_of(tokenizer, index), probability) for index, probability in one] for one in words]
+        print_words(options, MaskedText(text, ids), found)
+        count += 1
+    check_any(count)
+
+
+def word_of(tokenizer: Tokenizer, index: int) -> str:
+    """The text of a token without white space around it; the token itself if it is no text, such as half a
+    character."""
+    text = tokenizer.decode([index], skip_special_tokens=False).strip()
+    return text if text and "\ufffd" not in text else tokenizer.id_to_token(index)
+
+
+def check_top(options: FillOptions, size: int) -> None:
+    """Raises a UserError if --top is more than the `size` of the vocabulary."""
+    if options.top > size:
+        raise UserError(f"--top {options.top} is more than the {size} tokens of {options.model}; lower it")
+
+
+def check_any(count: int) -> None:
+    """Raises a UserError if standard input had no text."""
     if not count:
         raise UserError("standard input has no text; give lines that contain [MASK]")
+
+
+def print_words(options: FillOptions, text: "MaskedText", found: list[Words]) -> None:
+    print(json_line(text, found) if options.json else table(text, found), flush=True)
 
 
 # --- texts
@@ -74,8 +123,7 @@ def masked_texts(options: FillOptions, tokenizer: Tokenizer, config: EncoderConf
     """The texts of the command line or of standard input, as ids; warns of words that the tokenizer does not know, and
     of the first text that is longer than the positions."""
     warned = False
-    texts = standard_input() if options.reads_standard_input else enumerate_texts(options.texts)
-    for where, text in texts:
+    for where, text in texts_of(options):
         check_masked(text, where)
         encoding = tokenizer.encode(text)
         length = len(encoding.ids)
@@ -88,6 +136,11 @@ def masked_texts(options: FillOptions, tokenizer: Tokenizer, config: EncoderConf
         if unknown := [word for word in dict.fromkeys(unknown) if word != "[UNK]"]:
             warn(f"{where}: the tokenizer of {options.model} reads {abbreviated(unknown)} as [UNK], an unknown word")
         yield MaskedText(text, encoding.ids)
+
+
+def texts_of(options: FillOptions) -> Iterator[tuple[str, str]]:
+    """Pairs (name for messages, text)."""
+    return standard_input() if options.reads_standard_input else enumerate_texts(options.texts)
 
 
 def enumerate_texts(texts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -129,16 +182,22 @@ def likeliest(
     masked = ids == vocabulary.ids["[MASK]"]
     with autocast(device, precision):
         logits = word_logits(objective, ids, real, masked)
-    size = len(vocabulary.tokens)  # the embedding may have more rows
+    words = most_likely(logits, len(vocabulary.tokens), top)
+    rest = iter([[(vocabulary.tokens[index], value) for index, value in one] for one in words])
+    return [list(islice(rest, count)) for count in masked.sum(1).tolist()]
+
+
+def most_likely(logits: Tensor, size: int, top: int) -> list[list[tuple[int, float]]]:
+    """The ids with the `top` highest probabilities and these, for each row of logits [M, V].
+
+    Args:
+        size: number of tokens; the embedding may have more rows.
+    """
     probabilities, found = logits.float().softmax(-1)[:, :size].topk(top)
     if not probabilities.isfinite().all():
         raise UserError("the probabilities are not finite; try --machine.precision fp32, or another checkpoint")
-    words = [
-        [(vocabulary.tokens[index], value) for index, value in zip(*one, strict=True)]
-        for one in zip(found.tolist(), probabilities.tolist(), strict=True)
-    ]
-    rest = iter(words)
-    return [list(islice(rest, count)) for count in masked.sum(1).tolist()]
+    pairs = zip(found.tolist(), probabilities.tolist(), strict=True)
+    return [list(zip(*one, strict=True)) for one in pairs]
 
 
 def word_logits(objective: Objective, ids: Tensor, real: Tensor, masked: Tensor) -> Tensor:

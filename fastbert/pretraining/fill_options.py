@@ -20,9 +20,9 @@ class FillOptions:
     """Predict the most likely words for each [MASK] in a text, with their probabilities."""
 
     model: str = field(metadata={**POSITIONAL, **FROM_HUB})
-    """A run, a checkpoint, an export, or a Hugging Face BERT with an MLM head, as a folder or owner/name[@revision] on
-    the hub. In a run of ELECTRA or multiple choice the generator or the meta controller fills in the words; an export
-    of such a run contains neither."""
+    """A run, a checkpoint, an export, or a masked language model of transformers, as a folder or as
+    owner/name[@revision] on the hub. In a run of ELECTRA or multiple choice the generator or the meta controller fills
+    in the words; an export of such a run contains neither."""
     texts: Texts = field(default=(), metadata=POSITIONAL)
     """Texts that contain [MASK], each in quotes. Without texts, or with -, the lines of standard input are read."""
     top: Count = 5

@@ -112,6 +112,13 @@ def test_predictions_equal_transformers_and_training_continues(tuned, small_pair
     ours = np.array([[row["probabilities"][label] for label in model.config.id2label.values()] for row in rows])
     assert ours == pytest.approx(theirs, abs=1e-5)
     assert np.ptp(ours[:, 0]) > 1e-3
+    model.save_pretrained(tmp_path / "several", max_shard_size="10KB")
+    assert len(list((tmp_path / "several").glob("model-*.safetensors"))) > 1
+    for file in ("task.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / file, tmp_path / "several")
+    predict[2] = str(tmp_path / "several")
+    assert main([*predict, "--split", "dev", "--with-text", "--out", str(tmp_path / "again.jsonl")]) == 0
+    assert (tmp_path / "again.jsonl").read_bytes() == out.read_bytes()
     again = ["finetune", "--init-from", str(tuned), *small_pairs, "--seeds", "1", "--epochs", "1", "--no-save-model"]
     assert main([*again, "--out", str(tmp_path / "again")]) == 0
     before, after = (load_any(path).weights for path in (folder, load_encoder(tuned / "seed-0").tokenizer))

@@ -17,6 +17,7 @@ from fastbert.pretraining.zero_shot import scoring
 from fastbert.pretraining.zero_shot.pair_files import LONGEST, read_pairs
 from fastbert.pretraining.zero_shot.scorer import open_scorer
 from fastbert.training.options import MachineOptions
+from tests.flags import main
 from tests.pretraining.test_zero_shot_pairs import measured, new_model, plain_score, refused, write_pairs
 
 WORDS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "the", "cat", "dog", "sat")
@@ -68,6 +69,17 @@ def test_other_families(family, tmp_path, capsys) -> None:
         row = json.loads(line)
         expected = [plain_score(model, tokenizer, row[f"sentence_{key}"], "salazar") for key in ("good", "bad")]
         assert list(row["scores"]["pll"].values()) == pytest.approx(expected, rel=1e-4)
+    capsys.readouterr()
+    fill = ["fill", str(folder), "the [MASK] sat [MASK]", "[MASK] dog", "--top", "3", "--json"]
+    assert main([*fill, "--machine.precision", "fp32"]) == 0
+    for line, text in zip(capsys.readouterr().out.splitlines(), ("the <mask> sat <mask>", "<mask> dog"), strict=True):
+        ids = torch.tensor([tokenizer(text, padding=False)["input_ids"]])
+        with torch.no_grad():
+            probabilities = model(ids).logits.softmax(-1)[ids == 4]
+        for found, row in zip(json.loads(line)["masks"], probabilities, strict=True):
+            best, words = row.topk(3)
+            assert [one["word"] for one in found] == [WORDS[word] for word in words]
+            assert [one["probability"] for one in found] == pytest.approx(best.tolist(), rel=1e-4)
     long = write_pairs(tmp_path / "long.jsonl", [("the cat", "the " * 11)])
     assert "sentence_bad (13 tokens) is longer than the 12 positions" in refused(
         capsys, "--model", folder, "--pairs", long

@@ -103,7 +103,7 @@ def open_scorer(options: EvaluateOptions) -> Scorer:
     setup_machine(options.machine, device)
     on = {"source": options.model, "device": device, "precision": precision}
     if is_foreign(Path(options.model)):
-        return _foreign(options.model, on)
+        return open_foreign(options.model, on)
     pretrained = load_pretrained(options.model)
     vocabulary = tokenizer_of(pretrained)
     on |= _wordpiece(pretrained, vocabulary)
@@ -177,8 +177,15 @@ def is_foreign(folder: Path) -> bool:
 
 
 @progress("reading the model")
-def _foreign(folder: str, on: dict[str, Any]) -> Scorer:
-    """Opens a model with transformers; no code of the folder is executed."""
+def open_foreign(folder: str, on: dict[str, Any]) -> Scorer:
+    """Opens a model with transformers; no code of the folder is executed.
+
+    Args:
+        on: source, device and precision of the `Scorer`.
+
+    Raises:
+        UserError: it is damaged, or no masked language model, or has no tokenizer with a mask.
+    """
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
     strict = {"local_files_only": True, "trust_remote_code": False}
