@@ -91,7 +91,7 @@ RUNS = Registry(
 
 
 def prepare(arguments: list[str]) -> int:
-    RUNS["prepare"](with_downloads(parse(OPTIONS["prepare"], arguments, "prepare")))
+    RUNS["prepare"](parse(OPTIONS["prepare"], arguments, "prepare"))
     return 0
 
 

@@ -28,7 +28,7 @@ from fastbert.data.tokenizer import WordPiece, read_sample, train_tokenizer
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.workers import pool
 from fastbert.data.writer import SplitWriter
-from fastbert.downloads import TOKENIZER_FROM_HUB
+from fastbert.downloads import TOKENIZER_FROM_HUB, with_downloads
 from fastbert.errors import OptionError, UserError
 from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
@@ -124,6 +124,7 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     out = Path(options.out)
     _check_out(out)
     source = _open(options)
+    options = with_downloads(options)  # once all others are checked
     for warning in source.warnings:
         warn(warning)
     made_of = {"source": source.identity, "options": options.identity()}

@@ -154,6 +154,7 @@ def test_nothing_is_downloaded_before_other_options_are_checked(cache, monkeypat
         "finetune --model owner/name --task t --custom.train no.jsonl --custom.dev no.jsonl --out out": "no.jsonl",
         "evaluate --model owner/name --source no.txt": "'no.txt' does not exist",
         "predict --model owner/name --source no.jsonl": "no.jsonl does not exist",
+        "prepare --source no.txt --tokenizer owner/name --out out": "'no.txt' does not exist",
         "pretrain --init-from owner/name --data no.txt --steps 1": "no.txt",
     }.items():
         assert main(command.split()) == 2
