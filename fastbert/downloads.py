@@ -23,7 +23,7 @@ Options = TypeVar("Options")
 
 MODEL, TOKENIZER = "model", "tokenizer"
 FROM_HUB = {"hub": MODEL}
-"""Metadata of an option that may name models on the hub, separated by commas, each with TASK= in front or without."""
+"""Metadata of an option that may name models on the hub, separated by commas; in a tuple, TASK= may precede them."""
 TOKENIZER_FROM_HUB = {"hub": TOKENIZER}
 """Metadata of an option that may name a tokenizer on the hub."""
 
@@ -138,12 +138,12 @@ def with_downloads(value: Options) -> Options:
 
 def _downloaded(given: str | tuple[str, ...], kind: str) -> str | tuple[str, ...]:
     """The value of an option, with folders instead of names on the hub."""
-    if isinstance(given, tuple):
-        return tuple(_downloaded(one, kind) for one in given)
-    task, equals, names = given.partition("=") if re.match(r"\w+=", given) else ("", "", given)
-    found = paths(names, os.path.isdir)
+    if isinstance(given, tuple):  # of task=models
+        parts = [one.rpartition("=") if re.match(r"\w+=[^=]*$", one) else ("", "", one) for one in given]
+        return tuple(f"{task}{equals}{_downloaded(names, kind)}" for task, equals, names in parts)
+    found = paths(given, os.path.isdir)
     folders = [str(local_folder(name, kind)) for name in found]
-    return given if folders == found else f"{task}{equals}{','.join(folders)}"
+    return given if folders == found else ",".join(folders)
 
 
 def local_folder(path: str | Path, what: str = MODEL) -> Path:

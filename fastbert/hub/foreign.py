@@ -11,7 +11,7 @@ from fastbert.data.foreign_tokenizer import AnyTokenizer, load_foreign_tokenizer
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.downloads import local_folder, shown_folder
 from fastbert.errors import UserError, abbreviated, brief
-from fastbert.hub.load import LARGEST_CONFIG, Pretrained, load_pretrained
+from fastbert.hub.load import BERT_ONLY, LARGEST_CONFIG, Pretrained, load_pretrained
 from fastbert.hub.names import FLOATS, FLOATS_ONLY
 from fastbert.hub.weight_files import read_weights
 from fastbert.model.foreign import FAMILIES, ForeignConfig, ForeignEncoder
@@ -107,6 +107,11 @@ def _config(path: Path, settings: dict[str, Any]) -> ForeignConfig:
         if type(settings.get(key)) is not int or not 1 <= settings[key] < 2**31:
             found = brief(settings[key]) if key in settings else "missing"
             raise UserError(f"{path}: {key} is {found}, and must be a whole number above 0; restore the file")
+    for key in ("is_decoder", "add_cross_attention", "position_embedding_type"):
+        if settings.get(key, BERT_ONLY[key]) != BERT_ONLY[key]:
+            raise UserError(
+                f"{path} has {key} {brief(settings[key])}; fastbert reads encoders with {BERT_ONLY[key]!r} only"
+            )
     vocab_size, layers, width, heads, ffn, positions = (settings[key] for key in keys)
     if family.skips_padding:
         positions -= 1 + _padding(path, settings)

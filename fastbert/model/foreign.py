@@ -138,7 +138,8 @@ class ForeignEncoder(nn.Module):
         self.config = config
         settings = config.of_transformers()
         self.pooling = getattr(settings, "classifier_pooling", "cls")
-        self.model = AutoModel.from_config(settings, attn_implementation="sdpa", **config.architecture.arguments)
+        chosen = {"attn_implementation": "sdpa", "dtype": torch.float32, **config.architecture.arguments}
+        self.model = AutoModel.from_config(settings, **chosen)
 
     def forward(
         self,
@@ -164,7 +165,8 @@ class ForeignEncoder(nn.Module):
         with torch.random.fork_rng(devices, enabled=row_keys is not None):
             if row_keys is not None:
                 torch.manual_seed(int(row_keys[0]) % 2**32)
-            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
+            mask = attention_mask.long()
+            hidden = self.model(input_ids=input_ids, attention_mask=mask, return_dict=True).last_hidden_state
         if only is None or self.pooling == "cls":
             return select(hidden, only)
         real = attention_mask.unsqueeze(-1).to(hidden.dtype)

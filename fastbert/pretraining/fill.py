@@ -71,7 +71,7 @@ def fill(options: FillOptions) -> None:
 
 
 def fill_with_transformers(options: FillOptions, device: torch.device, precision: str) -> None:
-    """`fill` with a model that transformers computes, one text at a time; its mask token takes the place of [MASK]."""
+    """`fill` with a model that transformers computes, one text at a time; [MASK] is read as its mask token."""
     scorer = open_foreign(options.model, {"source": options.model, "device": device, "precision": precision})
     tokenizer = scorer.tokenizer
     tokenizer.encode_special_tokens = False

@@ -248,6 +248,10 @@ def changed(folder: Path, out: Path, settings: dict | None = None, change=None) 
     return out
 
 
+def halved(weights: dict) -> dict:
+    return {name: tensor.half() for name, tensor in weights.items()}
+
+
 def test_damaged_folders(roberta, tmp_path) -> None:
     name = "roberta.encoder.layer.0.output.dense.weight"
     for number, (message, settings, change) in enumerate(
@@ -263,6 +267,7 @@ def test_damaged_folders(roberta, tmp_path) -> None:
             ("num_attention_heads is 'x'", {"num_attention_heads": "x"}, None),
             ("pad_token_id is 90, which leaves no positions", {"pad_token_id": 90}, None),
             ("transformers cannot build this RoBERTa", {"num_attention_heads": 5}, None),
+            ("has is_decoder True; fastbert reads encoders with False only", {"is_decoder": True}, None),
             ("fine-tuning, roberta, xlm-roberta, distilbert, modernbert", {"model_type": "deberta"}, None),
         )
     ):
@@ -270,6 +275,11 @@ def test_damaged_folders(roberta, tmp_path) -> None:
             load_encoder(changed(roberta, tmp_path / str(number), settings, change))
     with pytest.raises(UserError, match=r"holds a RoBERTa"):
         load_pretrained(roberta)
+    half = changed(roberta, tmp_path / "half", {"dtype": "float16", "return_dict": False}, halved)
+    model = new_task_model(load_encoder(half), {"t": KIND}, 0, dropout=0.0, attention_dropout=0.0, kernels="auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    data = encode([Example(0, TEXTS[0], None, None)], load_foreign_tokenizer(half), 30, None)
+    assert model(data.batch(np.array([0])), ["t"])[0].dtype == torch.float32
     bare = changed(roberta, tmp_path / "bare")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (bare / file).unlink()

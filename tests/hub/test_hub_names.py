@@ -121,6 +121,8 @@ def test_options_and_studies_get_the_folder_of_the_commit(cache, tokenizer, tmp_
     assert found.models == (ModelEntry("m", str(snapshot)),) and found.by_name["m"].path == str(snapshot)
     assert found.several == f"{folder},{snapshot}" and found.other == study.other
     assert found.tasks == (f"cola={snapshot},{folder}", "rte=runs")
+    for given in ("lr=1/seed-0,lr=2/seed-0", "lr=1/x=2/y", f"{folder},a=b/c"):
+        assert with_downloads(ModelEntry("m", given)).path == given
     unchanged = ModelEntry("m", str(folder))
     assert with_downloads(unchanged) is unchanged
 

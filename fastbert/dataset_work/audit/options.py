@@ -31,7 +31,8 @@ class AuditOptions:
     task: str | None = field(default=None, metadata=BOOKKEEPING)
     """A GLUE task or the YAML file of a custom task, of kind classes or number."""
     model: str | None = field(default=None, metadata={**BOOKKEEPING, **FROM_HUB})
-    """Pretrained model: a run, a checkpoint, an export, or a Hugging Face BERT folder."""
+    """Pretrained model, as for fastbert finetune: a run, a checkpoint, an export, or a Hugging Face model, as a folder
+    or as owner/name[@revision] on the hub."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder for audit.jsonl (a line for each example), report.html, report.md, audit.json and the folds. The same
     command resumes an interrupted audit."""

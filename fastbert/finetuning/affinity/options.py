@@ -26,7 +26,8 @@ class AffinityOptions:
     """Two or more tasks separated by commas: GLUE tasks, YAML files of custom tasks, or glue for the eight tasks of the
     GLUE table. Their order has no effect."""
     model: str | None = field(default=None, metadata={**BOOKKEEPING, **FROM_HUB})
-    """Pretrained model: a run, a checkpoint, an export, or a Hugging Face BERT folder."""
+    """Pretrained model, as for fastbert finetune: a run, a checkpoint, an export, or a Hugging Face model, as a folder
+    or as owner/name[@revision] on the hub."""
     out: str | None = field(default=None, metadata=BOOKKEEPING)
     """Folder for affinity.json, affinity.png and the probes. The same command resumes an interrupted run; after it,
     other values of --groups and --allow-alone need no training."""
