@@ -3,7 +3,7 @@ replaced."""
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import huggingface_hub
@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import filter_repo_objects, get_session
 
+from fastbert.cli import OPTIONS
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.downloads import (
@@ -28,6 +29,7 @@ from fastbert.downloads import (
 from fastbert.errors import UserError
 from fastbert.hub.export import export_model
 from fastbert.hub.load import load_pretrained
+from fastbert.registry import imported
 from fastbert.studies.shared.grid import ModelEntry
 from tests.flags import main
 from tests.hub.cached import fill_cache
@@ -125,6 +127,43 @@ def test_options_and_studies_get_the_folder_of_the_commit(cache, tokenizer, tmp_
         assert with_downloads(ModelEntry("m", given)).path == given
     unchanged = ModelEntry("m", str(folder))
     assert with_downloads(unchanged) is unchanged
+
+
+def test_every_option_that_names_a_model_may_name_one_of_the_hub():
+    for job, options in OPTIONS.items():
+        for one in fields(options):
+            if one.name in ("model", "init_from", "previous", "run") or (job, one.name) == ("submit", "models"):
+                assert one.metadata["hub"] == MODEL, (job, one.name)
+            elif one.name == "tokenizer":
+                assert one.metadata["hub"] == TOKENIZER, job
+            else:
+                assert "hub" not in one.metadata, (job, one.name)
+
+
+@pytest.mark.parametrize(
+    ("load", "content"),
+    [
+        ("sweep.options:load_sweep", "models: [NAME]\ntasks: [rte]"),
+        (
+            "active.options:load_active",
+            "model: NAME\ntask: rte\nlearners: [{method: anew, query: margin}]\nrounds: [9]",
+        ),
+        ("pipelines.load:load_pipeline", "models: [{name: m, path: NAME}]\nstages: [{name: s, tasks: [rte]}]"),
+        (
+            "ablate.options:load_ablation",
+            "base: {init_from: NAME, data: x}\nvariants: {a: {}, b: {optimizer: {beta2: 0.9}}}\n"
+            "budget: {steps: 9}\nseeds: 1",
+        ),
+    ],
+)
+def test_studies_get_the_folder_of_the_commit(cache, tokenizer, tmp_path, load, content):
+    snapshot = str(fill_cache(cache, "owner/name", export(tmp_path / "export", tokenizer), OLD))
+    Path("study.yaml").write_text(content.replace("NAME", "owner/name@main"))
+    study, _ = imported(f"fastbert.studies.{load}")("study.yaml")
+    found = with_downloads(study)
+    assert snapshot not in repr(study) and snapshot in repr(found)
+    used = [part for part in re.split(r"[(,] ?", repr(found)) if "owner/name@main" in part and "name=" not in part]
+    assert not used
 
 
 def test_a_result_names_the_commit_and_a_moved_revision_is_another_model(cache, tokenizer, tmp_path, capsys):
