@@ -186,7 +186,11 @@ def study(job: str, load: str, arguments: list[str]) -> int:
     if compared is None:
         raise UserError(f"fastbert {job} needs a YAML file as its first argument, such as {EXAMPLES[job].split()[0]}")
     compared.check_inputs(options.glue_dir)
-    return RUNS[job](with_downloads(compared), options)
+    try:
+        compared = with_downloads(compared)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return RUNS[job](compared, options)
 
 
 def bench(arguments: list[str]) -> int:
