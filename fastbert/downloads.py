@@ -42,6 +42,8 @@ FILES = {
 _PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?P<name>{_PART}(?:/{_PART})?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _STEP = re.compile(r"[0-9]{1,10}")  # of a checkpoint of a run
+_FOLDERS = ("runs", "results", "data", "models", "checkpoints", "exports", "out", "output", "outputs")
+"""Folders that are no owners on the hub: runs/base is a run, also where there is no folder runs yet."""
 _RELEASES = {
     r"bert-(base|large)-[\w-]+": "google-bert",
     r"(xlm-)?roberta-(base|large)": "FacebookAI",
@@ -69,8 +71,8 @@ class HubName:
 
 
 def hub_name(path: str | Path) -> HubName | None:
-    """The repository that `path` names; None if it is a path: it exists, or the folder above it does, or it has another
-    form."""
+    """The repository that `path` names; None if it is a path: it exists, or the folder above it does or is one of
+    _FOLDERS, or it has another form."""
     found = _NAME.fullmatch(str(path))
     if found is None or os.path.lexists(path):
         return None
@@ -80,7 +82,8 @@ def hub_name(path: str | Path) -> HubName | None:
     if "/" not in name:
         owner = next((owner for pattern, owner in _RELEASES.items() if re.fullmatch(pattern, name)), None)
         return None if owner is None else HubName(f"{owner}/{name}", revision)
-    if os.path.isdir(name.partition("/")[0]) or "--" in name or ".." in name or name.endswith(".git"):
+    above = name.partition("/")[0]
+    if above in _FOLDERS or os.path.isdir(above) or "--" in name or ".." in name or name.endswith(".git"):
         return None
     return HubName(name, revision)
 

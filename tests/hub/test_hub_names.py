@@ -68,6 +68,7 @@ def test_names_and_paths(tmp_path, monkeypatch):
         "distilbert-base-uncased": HubName("distilbert/distilbert-base-uncased"),
         # paths: existing, next to existing ones, or of another form
         **dict.fromkeys(("here/name", "here/other", "roberta-base", "runs/base", "runs/base@1000", "other/base@1000")),
+        **dict.fromkeys(("results/x", "models/bert", "data/wiki")),
         **dict.fromkeys(("./x/y", "../x", "/x/y", "x", "a/b/c", "x/", "~/x", "a--b/c", "a/b.git", "a b/c", "-a/b", "")),
     }.items():
         assert hub_name(text) == expected, text
@@ -75,7 +76,6 @@ def test_names_and_paths(tmp_path, monkeypatch):
 
 def test_a_path_that_does_not_exist_keeps_its_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
     for text, message in {
         "runs/base": "there is no folder runs/base; give the folder of X, or owner/name of a repository on the Hug",
         "x": "there is no folder x; give the folder of X, or owner/name of a repository",
