@@ -208,7 +208,7 @@ def branch_problem(before: PretrainOptions, step: int, anneal: float | None, ste
 
 
 def continued(options: PretrainOptions, step: int, anneal: float | None, steps: int | None) -> PretrainOptions:
-    """Options of a run that equals the one with `options` up to `step`, and then anneals, or goes on to `steps`."""
+    """Options of a run that equals the one with `options` up to `step`, and then anneals, or continues to `steps`."""
     if anneal is not None:
         further = anneal if anneal >= 1 else max(1, round(anneal * step))
         return annealed(options, step, int(further))

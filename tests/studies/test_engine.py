@@ -184,8 +184,8 @@ def test_the_table_has_the_form_that_fits_the_terminal() -> None:
         ["model b", "0/2", "0/2", "0/2", ""],
     ]
     assert live._fitting(9 + 13 + 14 + 8 + 8, 3) == rows
-    turned = [list(row) for row in zip(*rows, strict=True)]
-    assert live._fitting(9 + 13 + 14 + 8 + 7, 5) == live._fitting(8 + 14 + 9, 5) == turned
+    transposed = [list(row) for row in zip(*rows, strict=True)]
+    assert live._fitting(9 + 13 + 14 + 8 + 7, 5) == live._fitting(8 + 14 + 9, 5) == transposed
     short = [["model a", "2/8 1 failed"], ["model b", "0/6"]]
     assert live._fitting(8 + 14 + 9, 4) == live._fitting(30, 5) == live._fitting(9 + 14, 2) == short
     assert live._fitting(9 + 13, 9) == live._fitting(80, 1) == []
