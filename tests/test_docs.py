@@ -6,6 +6,7 @@ import json
 import lzma
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import fastbert
 from fastbert.cli import OPTIONS, main
 from fastbert.flags import parse
 from fastbert.named_configs import config_path
@@ -156,6 +158,25 @@ def run_command(words: list[str]) -> None:
     assert main(toy(arguments)) == 0, f"{shlex.join(words)} failed as {shlex.join(toy(arguments))}"
 
 
+def toy_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fastbert.pretrain` and `fastbert.finetune` at toy size."""
+
+    def toy_function(job: str) -> Callable:
+        function, keys = getattr(fastbert, job), {}
+        for flag, value in TOY[job].items():
+            group, _, name = flag.removeprefix("--").replace("-", "_").rpartition(".")
+            where = keys.setdefault(group, {}) if group else keys
+            where[name] = int(value) if value.isdigit() else value
+
+        def call(*given: object, **changes: object) -> object:
+            return function(*given, **changes | keys | ({"glue_subset": True} if "glue_dir" in changes else {}))
+
+        return call
+
+    for job in ("pretrain", "finetune"):
+        monkeypatch.setattr(fastbert, job, toy_function(job))
+
+
 def write_inputs(folder: Path, corpus: Path, prepared: Path) -> None:
     """The files that the pages take for granted: text, GLUE, tables of custom tasks, and a run."""
     import random
@@ -215,6 +236,7 @@ def test_every_snippet_works(page: Path, folder: Path, tmp_path: Path, monkeypat
     time_steps(monkeypatch, lambda *given: 0.1)
     monkeypatch.setattr(dry_run, "SECONDS", 0.05)  # of timed steps
     monkeypatch.setattr(estimate, "STEP_SECONDS", 0.05)
+    toy_functions(monkeypatch)
     pushed: list[str] = []
     for cls in (PreTrainedModel, PreTrainedTokenizerBase):
         monkeypatch.setattr(cls, "push_to_hub", lambda self, name: pushed.append(name))

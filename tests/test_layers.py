@@ -23,7 +23,7 @@ LAYERS = [
     {"pretraining"},
     {"dataset_work"},
     {"studies", "bench"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "api"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS, 1) for name in names}  # other modules: 0, the kernels: -1
 APART = {("finetuning", "pretraining"), ("pretraining", "finetuning"), ("studies", "bench"), ("bench", "studies")}

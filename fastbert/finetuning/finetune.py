@@ -27,6 +27,7 @@ from fastbert.finetuning.seed import CHECKPOINTS, Part, Training, train_seed
 from fastbert.finetuning.setup import describe_finetuning, fingerprint_of_weights, prepare_finetuning
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
+from fastbert.training.callbacks import Callback
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.world import ONE_PROCESS, World
 
@@ -36,6 +37,7 @@ def finetune(
     world: World = ONE_PROCESS,
     starts: Mapping[int, Path] | None = None,
     after: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Trains all seeds that are not finished, writes and prints the results; returns the exit code.
 
@@ -44,6 +46,7 @@ def finetune(
         world: the processes that train each seed together, all of which call this function. The first one reads and
             writes the files in --out.
         after: the trainings of these models, each described by its tasks, for the results.
+        callbacks: called by each seed.
 
     Raises:
         UserError: any user error, before training starts if possible.
@@ -69,7 +72,7 @@ def finetune(
                 result = world.first_decides(partial(finished, folder, setup.task.metrics))
                 if result is None:
                     its = replace(setup, pretrained=encoders.get(seed, setup.pretrained))
-                    trained = train_seed(Training([Part(its, folder, fraction)]), folder, seed, interrupts)
+                    trained = train_seed(Training([Part(its, folder, fraction)]), folder, seed, interrupts, callbacks)
                     result = None if trained is None else trained[0]
                 if result is None:
                     echo(f"stopped; the same command continues with {folder}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastbert.config import BOOKKEEPING, FLAT, MACHINE, convert_text, leaves
+from fastbert.config import BOOKKEEPING, FLAT, MACHINE, choice, convert_text, leaves
 from fastbert.downloads import FROM_HUB
 from fastbert.errors import OptionError, UserError, about, brief, choose
 from fastbert.finetuning.custom import CustomTaskOptions, check_custom_file
@@ -18,6 +18,7 @@ from fastbert.inputs import check_folder, open_input, refuse_slash
 from fastbert.lists import paths
 from fastbert.ranges import LARGEST_SEED, Count, Natural, NotNegative, Part, Positive, Range, Rate, Seed, check_values
 from fastbert.training.options import MachineOptions, OptimizerOptions, ScheduleOptions, TrainingMachineOptions
+from fastbert.training.trackers import TRACKERS
 
 # Learning rate and epochs. TUPE (arXiv 2006.15595) trains MNLI, QQP and QNLI for 5 epochs and all others for 10, with
 # the best rate on dev from 2e-5 to 5e-5, not stated by task. These defaults are the middle of that range for large
@@ -105,6 +106,9 @@ class FinetuneOptions:
     """Save each seed's best epoch as a model; without it only metrics are written."""
     log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Logging interval in steps; the logged loss is averaged over it."""
+    track: str = choice("none", TRACKERS, **BOOKKEEPING)
+    """Experiment tracker besides TensorBoard: wandb (Weights & Biases), trackio or none. A resumed seed continues its
+    run there; the tracker's environment variables decide account and project."""
     machine: TrainingMachineOptions = field(default_factory=TrainingMachineOptions, metadata=MACHINE)
 
     @property

@@ -29,10 +29,12 @@ from fastbert.finetuning.stream import SingleTaskStream
 from fastbert.finetuning.task_epochs import TaskEpochs
 from fastbert.records import check
 from fastbert.streams import echo
+from fastbert.training.callbacks import Callback
 from fastbert.training.checkpoints import Checkpoint, Checkpointer, check_space, on_all_ranks, read_newest
 from fastbert.training.finite import NotFiniteError, all_finite
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, NoLogbook
+from fastbert.training.trackers import trackers
 from fastbert.training.world import World
 
 CHECKPOINTS = "checkpoints"
@@ -82,9 +84,11 @@ class Training:
         return found
 
 
-def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrupts) -> list[dict[str, Any]] | None:
+def train_seed(
+    training: Training, folder: Path, seed: int, interrupts: Interrupts, callbacks: Sequence[Callback] = ()
+) -> list[dict[str, Any]] | None:
     """Trains one seed in its folder, from its newest checkpoint if there is one. Of several ranks, only the first
-    reads and writes files.
+    reads and writes files and has callbacks.
 
     Returns:
         The result of each task; None if a signal ended the training.
@@ -128,7 +132,12 @@ def train_seed(training: Training, folder: Path, seed: int, interrupts: Interrup
     echo(f"{names}, seed {seed}: {described(trained)}, {steps} steps; {setup.machine}")
     resumed = {"start_step": checkpoint.step, "expected": checkpoint.state["metrics"]} if checkpoint else {}
     experiment = science(options) | {"seed": seed, "train_fraction": parts[0].fraction}
-    with Logbook(folder, steps, options=experiment, **resumed) if world.first else NoLogbook() as logbook:
+    if world.first:
+        followers = [*trackers(options.track), *callbacks]
+        logbook = Logbook(folder, steps, options=experiment, callbacks=followers, **resumed)
+    else:
+        logbook = NoLogbook()
+    with logbook:
         tuner = Tuner(updater, stream, options, seed, logbook)
         checkpointer = Checkpointer(folder / CHECKPOINTS, 1, echo) if world.first else None
         epochs = Epochs(tasks, tuner, checkpointer, world, training.target)
@@ -248,14 +257,17 @@ class Epochs:
         }
         best, last = ({task.name: getattr(task, name) for task in self.tasks} for name in ("best", "last"))
         try:
-            self.checkpointer.save(
+            saved = self.checkpointer.save(
                 self.tuner.progress.step,
                 self.tuner.tensors() | {"scores": scores},
                 self.tuner.state() | {"best": best, "last": last},
             )
         except NotFiniteError as error:  # training can be resumed from an earlier epoch, if any
             echo(f"{error}; there is no checkpoint of epoch {self.tuner.progress.epoch}")
+            saved = None
         self.save_best()
+        if saved is not None:
+            self.tuner.logbook.saved(self.tuner.progress.step, saved)
 
     def save_best(self) -> None:
         """Saves the model of each task whose last epoch is the best."""

@@ -22,11 +22,13 @@ from fastbert.finetuning.tasks import task_names
 from fastbert.finetuning.tasks_folder import check_tasks_folder, each_task, write_table
 from fastbert.finetuning.together import finetune_together
 from fastbert.streams import echo
+from fastbert.training.callbacks import Callback
 from fastbert.training.launch import join
+from fastbert.training.trackers import check_tracker
 from fastbert.training.world import World
 
 
-def finetune_tasks(requested: FinetuneOptions) -> int:
+def finetune_tasks(requested: FinetuneOptions, callbacks: Sequence[Callback] = ()) -> int:
     """Trains one task or several; returns the exit code. Under torchrun, every process calls this function.
 
     Another call with the same --out trains what is missing: interrupted seeds and additional tasks.
@@ -34,18 +36,19 @@ def finetune_tasks(requested: FinetuneOptions) -> int:
     Raises:
         UserError: any user error, before the first task is trained if possible.
     """
+    check_tracker(requested.track)
     names, stages = task_names(requested.task), requested.stage_names()
     with join(requested.machine.timeout) as world:
         if requested.mixture.together:
-            return finetune_together(requested, world)
+            return finetune_together(requested, world, callbacks)
         if stages:
-            return finetune_stages(requested, stages, world)
+            return finetune_stages(requested, stages, world, callbacks)
         if names is None:
-            return finetune(requested, world)
+            return finetune(requested, world, callbacks=callbacks)
         parts = begin(requested, names, world)
         for number, options in enumerate(parts, 1):
             echo(f"task {number} of {len(parts)}: {options.task}")
-            code = finetune(options, world)
+            code = finetune(options, world, callbacks=callbacks)
             if code:
                 return code
         if world.first:
@@ -53,7 +56,9 @@ def finetune_tasks(requested: FinetuneOptions) -> int:
     return 0
 
 
-def finetune_stages(requested: FinetuneOptions, names: Sequence[str], world: World) -> int:
+def finetune_stages(
+    requested: FinetuneOptions, names: Sequence[str], world: World, callbacks: Sequence[Callback] = ()
+) -> int:
     """Trains one task after the other, each seed from the best epoch of the same seed on the task before; returns the
     exit code."""
     parts = begin(requested, names, world, lambda number, task: f"{number}-{task}")
@@ -62,7 +67,7 @@ def finetune_stages(requested: FinetuneOptions, names: Sequence[str], world: Wor
     trained: list[str] = []
     for number, options in enumerate(parts, 1):
         echo(f"stage {number} of {len(parts)}: {options.task}")
-        code = finetune(options, world, starts, trained)
+        code = finetune(options, world, starts, trained, callbacks)
         if code:
             return code
         starts = {seed: seed_folder(Path(options.out), 1.0, seed) for seed in seeds}

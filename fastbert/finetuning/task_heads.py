@@ -29,7 +29,7 @@ class PooledHead(nn.Module):
         self.classifier = nn.Linear(width, outputs)
         self.dropout = dropout
 
-    def forward(self, hidden: Tensor, row_keys: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, row_keys: Tensor | None = None) -> Tensor:
         """Logits [B, L] from hidden states [B, 1, D]; with dropout if `row_keys` (int32 [B]) are given."""
         pooled = self.features(hidden)
         if row_keys is not None:
@@ -57,7 +57,7 @@ class TokenHead(nn.Module):
         self.classifier = nn.Linear(width, outputs)
         self.dropout = dropout
 
-    def forward(self, hidden: Tensor, row_keys: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, row_keys: Tensor | None = None) -> Tensor:
         """Logits [B, T, L] from hidden states [B, T, D]; with dropout if `row_keys` (int32 [B]) are given."""
         if row_keys is not None:
             index = torch.arange(hidden.shape[1], dtype=torch.int32, device=hidden.device)

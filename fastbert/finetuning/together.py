@@ -34,6 +34,7 @@ from fastbert.finetuning.tasks import task_names
 from fastbert.finetuning.tasks_folder import check_tasks_folder, each_task, write_table
 from fastbert.outputs import check_output_folder
 from fastbert.streams import echo
+from fastbert.training.callbacks import Callback
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.world import World
 
@@ -72,7 +73,7 @@ class Together:
         return Training(parts, self.requested.mixture.temperature, self.target)
 
 
-def finetune_together(requested: FinetuneOptions, world: World) -> int:
+def finetune_together(requested: FinetuneOptions, world: World, callbacks: Sequence[Callback] = ()) -> int:
     """Trains all seeds that are not finished, writes and prints the results of each task; returns the exit code.
 
     Raises:
@@ -95,7 +96,7 @@ def finetune_together(requested: FinetuneOptions, world: World) -> int:
             training, folder = tasks.training(seed), seed_folder(out, 1.0, seed)
             found = world.first_decides(lambda training=training: stored_results(training))
             if found is None:
-                found = train_seed(training, folder, seed, interrupts)
+                found = train_seed(training, folder, seed, interrupts, callbacks)
             if found is None:
                 echo(f"stopped; the same command continues with {folder}")
                 return interrupts.exit_code

@@ -178,34 +178,42 @@ def branch_options(given: PretrainOptions, source: Sealed) -> PretrainOptions:
     milestones = before.milestones if given.milestones == before.milestones else None
     bare = replace(given, **SINGLE_CALL_OPTIONS, steps=before.steps, milestones=milestones)
 
-    def planned(options: PretrainOptions) -> PretrainOptions:
-        if given.anneal is not None:
-            further = given.anneal if given.anneal >= 1 else max(1, round(given.anneal * source.step))
-            return annealed(options, source.step, int(further))
-        within = _joined(frozenset(one for one in options.milestone_steps() if one <= given.steps))
-        return replace(options, steps=given.steps, milestones=within, tokens=None, minutes=None)
-
-    if given.anneal is None and given.steps <= source.step:
-        raise UserError(
-            f"--steps {given.steps} ends at or before step {source.step} of {given.branch}; give more steps"
-        )
-    phase = constant_phase(before.schedule, before.steps)
-    constant = phase is not None and phase[0] <= source.step <= phase[1]
-    if given.anneal is not None and not constant:
-        where = f"after step {source.step} of the {before.schedule.name} schedule"
-        raise UserError(f"--anneal needs a constant learning rate, which it is not {where}; {_others(run)}")
-    options = planned(bare)
-    wanted, found = science(planned(before), ""), science(options, "")
+    if problem := branch_problem(before, source.step, given.anneal, given.steps):
+        raise UserError(f"{problem}; {_others(run)}")
+    options = continued(bare, source.step, given.anneal, given.steps)
+    wanted = science(continued(before, source.step, given.anneal, given.steps), "")
+    found = science(options, "")
     if changed := differences(wanted, found):
         raise UserError(
             f"--branch continues the experiment of {run.path}, and these options would change it:{LINE}"
             f"{LINE.join(changed)}{LINE}Leave them out, or start a new run from its weights: --init-from {source.path}"
         )
-    if reason := unequal_beginning(before, options, source.step):
-        raise UserError(f"{source.path} cannot be continued to {options.steps} steps: {reason}; {_others(run)}")
     if given.milestones is not None and milestones is None:
         options = replace(options, milestones=given.milestones)
     return with_mark(before, options, source.step)
+
+
+def branch_problem(before: PretrainOptions, step: int, anneal: float | None, steps: int | None) -> str | None:
+    """A reason why a run with the options `before` cannot be continued after `step` by an annealing or to `steps`; None
+    if it can."""
+    if anneal is None and steps <= step:
+        return f"--steps {steps} ends at or before step {step}, where the branch begins"
+    phase = constant_phase(before.schedule, before.steps)
+    if anneal is not None and (phase is None or not phase[0] <= step <= phase[1]):
+        where = f"after step {step} of the {before.schedule.name} schedule"
+        return f"--anneal needs a constant learning rate, which it is not {where}"
+    options = continued(before, step, anneal, steps)
+    reason = unequal_beginning(before, options, step)
+    return reason and f"step {step} cannot be continued to {options.steps} steps: {reason}"
+
+
+def continued(options: PretrainOptions, step: int, anneal: float | None, steps: int | None) -> PretrainOptions:
+    """Options of a run that equals the one with `options` up to `step`, and then anneals, or continues to `steps`."""
+    if anneal is not None:
+        further = anneal if anneal >= 1 else max(1, round(anneal * step))
+        return annealed(options, step, int(further))
+    within = _joined(frozenset(one for one in options.milestone_steps() if one <= steps))
+    return replace(options, steps=steps, milestones=within, tokens=None, minutes=None)
 
 
 def _others(run: RunFolder) -> str:

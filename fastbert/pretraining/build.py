@@ -1,5 +1,6 @@
 """Builds the trainer of a run, from its start or its newest checkpoint, and the manifest of its experiment."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from fastbert.pretraining.run import (
 from fastbert.pretraining.setup import PretrainSetup
 from fastbert.records import check, write_json
 from fastbert.streams import echo
+from fastbert.training.callbacks import Callback
 from fastbert.training.checkpoints import Checkpointer, check_space, on_all_ranks
 from fastbert.training.hardware import describe_machine, peak_flops
 from fastbert.training.kernel_configurations import fix_kernels
@@ -47,7 +49,12 @@ def describe_experiment(setup: PretrainSetup, experiment: dict[str, Any]) -> dic
 
 
 def build_trainer(
-    setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool, quiet: bool = False
+    setup: PretrainSetup,
+    run: RunFolder,
+    manifest: dict[str, Any],
+    resumed: bool,
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """Builds the trainer, from the start or the newest checkpoint, and writes or updates the run's folder. Of several
     ranks, only the first reads and writes files of the run.
@@ -143,6 +150,7 @@ def build_trainer(
             start_step=step,
             expected=checkpoint.state["metrics"] if checkpoint else None,
             options=manifest["science"],
+            callbacks=callbacks,
             quiet=quiet,
         )
         if world.first

@@ -353,7 +353,7 @@ class Trainer:
         self.logbook.sync()
         _, optimizer_state = flatten_optimizer(self.optimizer)
         measured = 0 < progress.step == progress.last_eval.get("step") and self._of_last_length(progress.step - 1)
-        self.checkpointer.save(
+        saved = self.checkpointer.save(
             progress.step,
             tensors,
             {**self.state, "progress": asdict(progress), "metrics": self.logbook.tally(), "optimizer": optimizer_state},
@@ -362,6 +362,7 @@ class Trainer:
             # While updates are skipped, finite weights may be useless: older checkpoints stay until an update succeeds.
             prune=progress.skipped_in_row == 0,
         )
+        self.logbook.saved(progress.step, saved)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restores optimizer and counters from a checkpoint that matches the schema `STATE`; `load_weights` has

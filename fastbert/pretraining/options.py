@@ -39,6 +39,7 @@ from fastbert.training.options import (
 )
 from fastbert.training.schedules import annealing_steps
 from fastbert.training.splits import OLD, check_best_by, named_folders
+from fastbert.training.trackers import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,9 @@ class _PretrainOptions:
     for."""
     log_every: Count = field(default=20, metadata=BOOKKEEPING)
     """Logging interval in steps; the logged training loss is averaged over it."""
+    track: str = choice("none", TRACKERS, **BOOKKEEPING)
+    """Experiment tracker besides TensorBoard: wandb (Weights & Biases), trackio or none. A resumed run continues its
+    run there; the tracker's environment variables decide account and project."""
     dry_run: bool = field(default=False, metadata=BOOKKEEPING)
     """Print parameters, FLOPs, memory, disk space and expected time, without training. Only prepared data is
     written."""

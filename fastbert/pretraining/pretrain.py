@@ -1,6 +1,7 @@
 """`fastbert pretrain`: from options to a run folder with a trained encoder, its curves and its export."""
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,14 +35,16 @@ from fastbert.pretraining.run import (
 from fastbert.pretraining.setup import PretrainSetup, prepare_setup
 from fastbert.records import read_json
 from fastbert.streams import echo, warn
+from fastbert.training.callbacks import Callback
 from fastbert.training.checkpoints import read_newest
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.launch import join, restarts, resume_command
 from fastbert.training.schedules import learning_rate_factor
+from fastbert.training.trackers import check_tracker, trackers
 from fastbert.training.world import World
 
 
-def pretrain(given: PretrainOptions, name: str) -> int:
+def pretrain(given: PretrainOptions, name: str, callbacks: Sequence[Callback] = ()) -> int:
     """Starts or resumes a run, named `name` if --out is not given; returns the exit code.
 
     Under torchrun, every process calls this function.
@@ -49,16 +52,17 @@ def pretrain(given: PretrainOptions, name: str) -> int:
     Raises:
         UserError: any user error, if possible before training starts.
     """
+    check_tracker(given.track)
     with join(given.machine.timeout, given.machine.shard) as world:
         if world.size == 1:
             check_one_process(given)
         elif given.dry_run:
             raise UserError("--dry-run measures one process; start it without torchrun")
         if world.first_decides(lambda: given.resume or continues(given, world)):
-            return resume(given, world)
+            return resume(given, world, callbacks)
         if given.branch is not None:
-            return start_branch(given, name, world)
-        return start_run(given, name, world)
+            return start_branch(given, name, world, callbacks)
+        return start_run(given, name, world, callbacks)
 
 
 def check_one_process(given: PretrainOptions) -> None:
@@ -84,7 +88,7 @@ def continues(given: PretrainOptions, world: World) -> bool:
     return world.restarted and RunFolder(Path(given.out)).exists()
 
 
-def start_run(given: PretrainOptions, name: str, world: World) -> int:
+def start_run(given: PretrainOptions, name: str, world: World, callbacks: Sequence[Callback]) -> int:
     """Starts a run."""
 
     def new_path() -> str:
@@ -103,10 +107,10 @@ def start_run(given: PretrainOptions, name: str, world: World) -> int:
     manifest = describe_experiment(setup, science(setup.options, setup.fingerprint))
     if given.dry_run:
         return show_dry_run(setup, run, manifest)
-    return train(setup, run, manifest, resumed=False, profile=given.profile)
+    return train(setup, run, manifest, resumed=False, profile=given.profile, callbacks=callbacks)
 
 
-def start_branch(given: PretrainOptions, name: str, world: World) -> int:
+def start_branch(given: PretrainOptions, name: str, world: World, callbacks: Sequence[Callback]) -> int:
     """Starts a run that begins with a checkpoint of another run (--branch)."""
 
     def choose() -> dict[str, Any]:
@@ -124,7 +128,7 @@ def start_branch(given: PretrainOptions, name: str, world: World) -> int:
         return show_dry_run(setup, run, manifest, source.step)
     found = world.first_decides(lambda: branch(source.run.path, source.step, written, run.path))
     manifest = found | {name: manifest[name] for name in ("data", "replay", "encoder") if name in manifest}
-    return train(setup, run, manifest, resumed=True, profile=given.profile)
+    return train(setup, run, manifest, resumed=True, profile=given.profile, callbacks=callbacks)
 
 
 def branched_setup(options: PretrainOptions, source: Sealed, verify_data: bool, world: World) -> PretrainSetup:
@@ -177,7 +181,7 @@ def connect(setup: PretrainSetup) -> None:
     setup.world.connect(setup.device)
 
 
-def resume(given: PretrainOptions, world: World) -> int:
+def resume(given: PretrainOptions, world: World, callbacks: Sequence[Callback]) -> int:
     """Resumes the run in `given.out`, if `given` is the same experiment. The newest checkpoint defines the run; the
     other files are compared with it."""
     setup, run, manifest = world.first_before_others(lambda: resumed_setup(given, world))
@@ -186,7 +190,7 @@ def resume(given: PretrainOptions, world: World) -> int:
     if given.dry_run:
         newest = read_newest(run.checkpoints, echo)
         return show_dry_run(setup, run, manifest, newest.step if newest else 0)
-    return train(setup, run, manifest, resumed=True, profile=given.profile)
+    return train(setup, run, manifest, resumed=True, profile=given.profile, callbacks=callbacks)
 
 
 def resumed_setup(given: PretrainOptions, world: World) -> tuple[PretrainSetup, RunFolder, dict[str, Any]]:
@@ -232,7 +236,14 @@ def show_dry_run(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any],
     )
 
 
-def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resumed: bool, profile: bool) -> int:
+def train(
+    setup: PretrainSetup,
+    run: RunFolder,
+    manifest: dict[str, Any],
+    resumed: bool,
+    profile: bool,
+    callbacks: Sequence[Callback],
+) -> int:
     """Builds the trainer, trains, and writes export, curves and summary; returns the exit code."""
     first = setup.world.first
     if profile and first:
@@ -243,7 +254,8 @@ def train(setup: PretrainSetup, run: RunFolder, manifest: dict[str, Any], resume
                 raise UserError(f"another process has started a run in {run.path}; choose another --out")
             for written_last in (run.model, run.report):
                 refuse_link(written_last)
-        trainer = build_trainer(setup, run, manifest, resumed)
+        followers = [*trackers(setup.options.track), *callbacks]
+        trainer = build_trainer(setup, run, manifest, resumed, callbacks=followers)
         profiling = profiled(trainer, run.profile) if profile and first else nullcontext()
         with Interrupts(setup.world.size > 1) as interrupts, trainer.logbook, profiling:
             trainer.run(interrupts)

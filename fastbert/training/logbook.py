@@ -1,4 +1,4 @@
-"""Records and progress of a run: metrics.jsonl for programs, event files for TensorBoard, and a progress bar.
+"""Records and progress of a run: metrics.jsonl for programs, a progress bar, and callbacks such as TensorBoard's.
 
 The loop calls `advance` and `log`; neither reads a tensor on a GPU. `plot_curves` plots metrics.jsonl.
 """
@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,9 @@ from fastbert.inputs import open_input
 from fastbert.progress import on_terminal, shown
 from fastbert.records import json_text
 from fastbert.streams import echo
+from fastbert.training.callbacks import Callback, TrainingStart
 from fastbert.training.splits import named_splits, record_split
+from fastbert.training.tensorboard import TensorBoard
 from fastbert.training.training_progress import Column, TrainingProgress
 
 SECONDS_BETWEEN_LINES = 5.0  # without a terminal
@@ -32,14 +34,14 @@ class Logbook:
     """Records and progress of a run. Only one process of a run has a logbook.
 
     Args:
-        folder: the run's folder, for `metrics.jsonl` and TensorBoard's event files. These are in the folder itself,
-            since TensorBoard names a run by the path of its folder below --logdir: `base`, not `base/tensorboard`.
+        folder: the run's folder, for `metrics.jsonl` and TensorBoard's event files.
         total_steps: number of planned updates.
         start_step: number of updates already done. In a resumed run, records of later steps and a line cut off by a
             crash are dropped; at 0 the records start empty.
         expected: `tally()` of the records up to `start_step`, from the checkpoint. If the file differs, the line
             numbers are reported.
         options: options that define the experiment, by name, for TensorBoard's table of hyperparameters.
+        callbacks: called besides TensorBoard's.
         quiet: show no progress; warnings are still printed.
 
     Raises:
@@ -54,6 +56,7 @@ class Logbook:
         start_step: int = 0,
         expected: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
         quiet: bool = False,
     ):
         self.path = Path(folder) / "metrics.jsonl"
@@ -65,7 +68,15 @@ class Logbook:
         self._records, self._sha = len(intact), hashlib.sha256(b"".join(intact))
         with disk_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8", opener=no_link)  # noqa: SIM115
-        self._board = self._tensorboard(Path(folder), start_step, options or {})
+        start = TrainingStart(Path(folder), start_step, total_steps, options or {}, _rows(intact))
+        self._callbacks: list[Callback] = []  # those that have started
+        try:
+            for one in (TensorBoard(), *callbacks):
+                one.on_start(start)
+                self._callbacks.append(one)
+        except BaseException:
+            self._end()
+            raise
         self._last_line = -math.inf
         self._shown = ExitStack()
         self._progress, self._bar = None, on_terminal()
@@ -78,23 +89,6 @@ class Logbook:
                 f"{self.path} was changed after it was logged up to step {start_step}: {found}. "
                 "Training is not affected; the curves show the remaining records"
             )
-
-    def _tensorboard(self, folder: Path, start_step: int, options: Mapping[str, Any]):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-            from torch.utils.tensorboard.summary import hparams
-        except ImportError:
-            echo("tensorboard is not installed: the curves are only in metrics.jsonl")
-            return None
-        with disk_errors(folder):
-            board = SummaryWriter(
-                str(folder), purge_step=start_step + (start_step > 0)
-            )  # at 0: killed before a checkpoint
-        # Not add_hparams, which adds a run with another name and gives all runs the columns of the first. The metrics
-        # of the table are the last values of the scalars.
-        _, start, self._session_end = hparams({name: _hparam(value) for name, value in options.items()}, {})
-        board.file_writer.add_summary(start)
-        return board
 
     def log(self, step: int, split: str, columns: Mapping[str, Column]) -> None:
         """Records `columns` of `split` ("train", "validation", ...) after `step` updates, and shows them.
@@ -112,10 +106,11 @@ class Logbook:
         self._step = step
         self._records += 1
         self._sha.update(line.encode())
-        if self._board is not None:
-            for name, value in columns.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    self._board.add_scalar(f"{name}/{split}", value, step)
+        for one in self._callbacks:
+            if split == "train":
+                one.on_log(step, columns)
+            else:
+                one.on_validation(step, split, columns)
         if self._progress is None:
             return
         if split == "train":
@@ -148,8 +143,13 @@ class Logbook:
         with disk_errors(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
-        if self._board is not None:
-            self._board.flush()
+        for one in self._callbacks:
+            one.flush()
+
+    def saved(self, step: int, folder: Path) -> None:
+        """Reports a checkpoint to the callbacks."""
+        for one in self._callbacks:
+            one.on_checkpoint(step, folder)
 
     def close(self) -> None:
         """Ends the progress and closes all files; may be called twice."""
@@ -157,22 +157,18 @@ class Logbook:
             return
         self._shown.close()
         self.sync()
+        self._end()
+
+    def _end(self) -> None:
         self._file.close()
-        if self._board is not None:
-            if self._step >= self.total_steps:
-                self._board.file_writer.add_summary(self._session_end)
-            self._board.close()
+        while self._callbacks:
+            self._callbacks.pop().on_end(self._step, self._step >= self.total_steps)
 
     def __enter__(self) -> "Logbook":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _hparam(value: Any) -> float | str:
-    """An option for TensorBoard: numbers remain numbers, so that they can be filtered and plotted."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else json_text(value).strip('"')
 
 
 def read_metrics(path: Path | str) -> list[dict]:
@@ -207,6 +203,12 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     whole = isinstance(record, dict) and type(record.get("step")) is int and isinstance(record.get("split"), str)
     return record if whole else None
+
+
+def _rows(lines: list[bytes]) -> list[tuple[int, str, dict[str, Column]]]:
+    """Step, split and columns of records."""
+    records = [record for line in lines if (record := _record(line)) is not None]
+    return [(record.pop("step"), record.pop("split"), record) for record in records]
 
 
 def _intact(path: Path, step: int, expected: Mapping[str, Any] | None) -> tuple[list[bytes], list[str]]:
@@ -267,6 +269,9 @@ class NoLogbook:
         pass
 
     def advance(self, step: int, **columns: Column) -> None:
+        pass
+
+    def saved(self, step: int, folder: Path) -> None:
         pass
 
     def __enter__(self) -> "NoLogbook":

@@ -159,7 +159,8 @@ def test_the_table_leaves_the_cursor_visible_and_needs_a_terminal_that_redraws(m
     monkeypatch.setattr("sys.stderr", terminal)
     for kind in ("xterm", "dumb"):
         monkeypatch.setenv("TERM", kind)
-        with LiveStatus([toy_job("a")], {}, lambda row: ("", 0.0)) as live:
+        with LiveStatus([toy_job("a", task="[red]x")], {}, lambda row: ("", 0.0)) as live:
+            assert ("[red]x" in terminal.getvalue()) is (kind == "xterm")
             assert terminal.getvalue().rfind("\x1b[?25h") >= terminal.getvalue().rfind("\x1b[?25l")
             assert ("0 of 1 done" in terminal.getvalue()) is (kind == "xterm")
             live.ended(toy_job("a"), {"status": "done", "seconds": 1.0})
@@ -167,6 +168,27 @@ def test_the_table_leaves_the_cursor_visible_and_needs_a_terminal_that_redraws(m
         terminal.seek(0)
         terminal.truncate()
     assert "\x1b" not in text and "0.0000, 1 s\n" in text  # a line for each job
+
+
+def test_the_table_has_the_form_that_fits_the_terminal() -> None:
+    """Models in rows, tasks in rows, or a line for each model; a cell without jobs is empty."""
+    cells = [(f"model {model}", f"task {task}") for model in "ab" for task in range(4) if (model, task) != ("b", 3)]
+    jobs = [toy_job(f"{model}, {task}, {seed}", model=model, task=task) for model, task in cells for seed in (0, 1)]
+    live = LiveStatus(jobs, {}, lambda row: ("score", row["score"]))
+    for number, score in ((0, 0.5), (1, 0.75)):
+        live.ended(jobs[number], {"status": "done", "seconds": 1.0, "score": score})
+    live.ended(jobs[2], {"status": "failed", "reason": "as asked", "seconds": 1.0})
+    rows = [
+        ["", "task 0", "task 1", "task 2", "task 3"],
+        ["model a", "2/2  0.6250", "0/2 1 failed", "0/2", "0/2"],
+        ["model b", "0/2", "0/2", "0/2", ""],
+    ]
+    assert live._fitting(9 + 13 + 14 + 8 + 8, 3) == rows
+    transposed = [list(row) for row in zip(*rows, strict=True)]
+    assert live._fitting(9 + 13 + 14 + 8 + 7, 5) == live._fitting(8 + 14 + 9, 5) == transposed
+    short = [["model a", "2/8 1 failed"], ["model b", "0/6"]]
+    assert live._fitting(8 + 14 + 9, 4) == live._fitting(30, 5) == live._fitting(9 + 14, 2) == short
+    assert live._fitting(9 + 13, 9) == live._fitting(80, 1) == []
 
 
 def test_which_gpus_are_shared(monkeypatch) -> None:

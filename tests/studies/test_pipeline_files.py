@@ -13,6 +13,7 @@ from fastbert.studies.pipelines.graph import ancestors
 from fastbert.studies.pipelines.load import load_pipeline
 from fastbert.studies.pipelines.report import verdict
 from fastbert.studies.pipelines.results import Figure
+from fastbert.studies.pipelines.runners import command_line
 from fastbert.studies.pipelines.tunings import ENSEMBLE
 from tests.studies.conftest import graph_of, write_pipeline
 
@@ -110,6 +111,10 @@ BAD = {
     "two plls": ({"evaluate": [{"pll": "a"}, {"pll": "b"}]}, "evaluate: pll is given twice"),
     "a command without a line": ({"commands": [{"name": "c"}]}, "run is missing"),
     "a command after nothing": ({"commands": [{"name": "c", "run": "true", "after": "x"}]}, "there is no 'x'"),
+    "a misspelt name in braces": (
+        {"commands": [{"name": "c", "run": "awk '{print}' ${HOME} {bsae}/x"}]},
+        "commands: c: {bsae} in the line is no name of this file; did you mean 'base'?",
+    ),
     "out in data": ({"data": {"text": {"source": "sotu", "out": "x"}}}, "out cannot be given here"),
 }
 
@@ -144,13 +149,36 @@ def test_stages_that_do_not_fit(pipeline, tmp_path, capsys) -> None:
         assert main(["run", write_pipeline(tmp_path, pipeline, stages=stages), "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert message in error, error
-    models = [pipeline["models"][0], {"name": "short", "branch": "base@3", "anneal": 0.5}]
-    stages = [first]
-    assert (
-        main(["run", write_pipeline(tmp_path, pipeline, models=models, stages=stages), "--out", str(tmp_path / "out")])
-        == 2
-    )
-    assert "base keeps no checkpoint of step 3; give it milestones: 3" in capsys.readouterr().err
+
+
+def test_branches_that_cannot_begin(pipeline, tmp_path, capsys) -> None:
+    """The same reasons as those of `fastbert pretrain --branch`, before the first job."""
+    base = pipeline["models"][0]
+    linear = base | {"schedule": {"name": "linear", "warmup": 1}}
+    bare = {key: value for key, value in base.items() if key != "milestones"}
+    few = dict.fromkeys(("stages", "finetune", "commands", "evaluate"))
+    for models, message in (
+        ([base, {"branch": "base@3", "anneal": 0.5}], "base keeps no checkpoint of step 3; give it milestones: 3"),
+        ([base, {"branch": "base@4", "anneal": 0.5}], "which it is not after step 4 of the wsd schedule"),
+        ([base, {"branch": "base@2", "steps": 2}], "--steps 2 ends at or before step 2"),
+        ([linear, {"branch": "base", "steps": 6}], "the learning rate of base is never constant (schedule linear)"),
+        (
+            [linear, {"branch": "base@4", "steps": 6}],
+            "step 4 cannot be continued to 6 steps: the learning rate of",
+        ),
+        (
+            [bare, {"branch": "base", "anneal": 0.5}],
+            "constant learning rate, which it has from step 1 to 3; give it",
+        ),
+    ):
+        models[1] = {"name": "short", **models[1]}
+        path = write_pipeline(tmp_path, pipeline, **few, models=models)
+        assert main(["run", path, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert "study.yaml: models: short: branch: " in error and message in error, error
+    models = [base, {"name": "short", "branch": "base", "anneal": 0.5}, {"name": "long", "branch": "base", "steps": 6}]
+    jobs = graph_of(write_pipeline(tmp_path, pipeline, **few, models=models), tmp_path / "out").jobs
+    assert [job.options["branch"][-2:] for job in jobs if job.kind == "branch"] == ["@2", "@2"]
 
 
 def test_entries_without_values_are_absent(pipeline, tmp_path) -> None:
@@ -264,3 +292,10 @@ def test_trainings_state_the_memory_that_they_are_expected_to_need(pipeline, tmp
     for entry in ("base", "short", "first", "second", "joint"):  # a process needs about 500 MB
         assert 4e8 < small[entry] < wide[entry] < 2e9
     assert small["text"] == small["list"] == 0
+
+
+def test_names_in_braces_are_folders() -> None:
+    """Once: a folder with braces in its name is not replaced again, and ${base} is the shell's."""
+    folders = {"base": ["/a b", "/{out}"], "other": ["/c"]}
+    line = command_line("x {base} ${base} {other}/y {print} {out}", folders, "/d")
+    assert line == "x '/a b' '/{out}' ${base} /c/y {print} /d"

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from fastbert.cli import OPTIONS, main
 from fastbert.config import from_dict, to_dict
 from fastbert.data.prepare import prepare
+from fastbert.files import locked_folder
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.flags import parse
 from fastbert.pretraining.options import PretrainOptions
@@ -198,11 +199,11 @@ def test_only_what_a_change_concerns_runs_again(finished, pipeline, tmp_path, ca
 
 
 def test_a_failed_job_ends_its_descendants_only(pipeline, pipeline_inputs, tmp_path, capsys, monkeypatch) -> None:
-    """A branch of a schedule without a constant phase fails when it runs; so does a command, by its exit code."""
-    base = pipeline["models"][0] | {"schedule": {"name": "linear", "warmup": 1}}
+    """A batch larger than the text is an error of the pretraining; a command fails by its exit code."""
+    base = pipeline["models"][0]
     changes = {
-        "models": [base, {"name": "short", "branch": "base", "steps": 6}],
-        "stages": [pipeline["stages"][0] | {"models": ["base", "short"]}],
+        "models": [base, {"name": "large", "like": "base", "batch_size": 5000}],
+        "stages": [pipeline["stages"][0] | {"models": ["base", "large"]}],
         "data": {"text": pipeline["data"]["text"]},
         "evaluate": None,
         "commands": [
@@ -215,11 +216,11 @@ def test_a_failed_job_ends_its_descendants_only(pipeline, pipeline_inputs, tmp_p
     assert main(["run", path, "--out", str(out)]) == 1
     rows = {(row["task"], row["model"]): row for row in read_rows(out)}
     assert rows["mood", "base"]["status"] == rows["command", "good"]["status"] == "done"
-    assert rows["pretraining", "short"]["status"] == rows["command", "bad"]["status"] == "failed"
-    assert "can be annealed" in rows["pretraining", "short"]["reason"]
+    assert rows["pretraining", "large"]["status"] == rows["command", "bad"]["status"] == "failed"
+    assert "less than one batch of 5000" in rows["pretraining", "large"]["reason"]
     assert rows["command", "bad"]["reason"] == "the command ended with exit code 3"
     assert rows["command", "bad"]["log"] == ["echo on the way; exit 3", "on the way"]
-    for lost, ancestor in ((("mood", "short"), "pretraining, short"), (("command", "later"), "command, bad")):
+    for lost, ancestor in ((("mood", "large"), "pretraining, large"), (("command", "later"), "command, bad")):
         assert rows[lost]["status"] == "not run" and f"{ancestor}" in rows[lost]["reason"]
     page = (out / "report" / "report.md").read_text()
     assert "4 of 8 jobs are done, 4 failed or did not run" in page and "on the way" in page
@@ -244,15 +245,20 @@ def test_parts_of_a_pipeline(pipeline, tmp_path, monkeypatch, capsys) -> None:
     assert "--only second: it depends on jobs that are not done (first)" in message and "--until second" in message
     assert main(["run", path, "--out", str(out), "--until", "nothing"]) == 2
     assert "has no jobs of 'nothing'; it has text, other, base" in capsys.readouterr().err
-    # A dry run counts what is done, and writes nothing.
+    # A dry run counts what is done, also while another process runs the pipeline, and writes nothing.
     before = (out / "results.jsonl").read_text()
     monkeypatch.setattr(estimate, "prepare", lambda *given: (echo("about a sample"), prepare(*given)))
-    assert main(["run", path, "--out", str(out), "--dry-run"]) == 0
+    with locked_folder(out):
+        assert main(["run", path, "--out", str(out), "--dry-run"]) == 0
     printed = capsys.readouterr()
     assert "20 jobs, 18 to do" in printed.out and "time: about" in printed.out and "disk: about" in printed.out
     assert "second (ensembles)  base" in printed.out
     assert "about a sample" not in printed.err
     assert (out / "results.jsonl").read_text() == before
+    assert main(["run", path, "--out", str(out / "results.jsonl"), "--dry-run"]) == 2
+    assert "results.jsonl is not a folder; choose another --out" in capsys.readouterr().err
+    assert main(["run", path, "--out", str(tmp_path / "none" / "new"), "--dry-run"]) == 0
+    assert "20 jobs, 20 to do" in capsys.readouterr().out and not (tmp_path / "none").exists()
 
 
 def test_a_job_whose_files_are_gone_runs_again(pipeline, tmp_path, monkeypatch, capsys) -> None:

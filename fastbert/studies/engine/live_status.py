@@ -31,9 +31,12 @@ class LiveStatus:
     ) -> None:
         self.jobs, self.measured, self.without_values = jobs, measured, without_values
         self.done: dict[str, ResultRow] = {job.id: rows[job.id] for job in jobs if is_done(rows.get(job.id))}
-        self.failed: list[Job] = []
-        self.not_run: list[Job] = []
+        self.failed: dict[str, Job] = {}
+        self.not_run: dict[str, Job] = {}
         self.running: dict[str, tuple[Job, float]] = {}
+        self._cells: dict[tuple[str, str], list[Job]] = {}  # (model, task) -> its jobs
+        for job in jobs:
+            self._cells.setdefault((job.model, job.task), []).append(job)
         self._start = time.monotonic()
         self._work = 0.0  # cost of the jobs that have ended in this call
         self._ended = 0
@@ -69,7 +72,7 @@ class LiveStatus:
             self.done[job.id] = row
             what = "{} {:.4f}, {:.0f} s".format(*self.measured(row), row["seconds"])
         else:
-            self.failed.append(job)
+            self.failed[job.id] = job
             what = f"FAILED: {row['reason']}"
         if self._live is None or row["status"] != "done":
             self._print(f"{title(job)}: {what}")
@@ -85,7 +88,7 @@ class LiveStatus:
     def skipped(self, failed: Job, jobs: Sequence[Job]) -> None:
         """Counts the jobs that do not run because `failed` did."""
         if jobs:
-            self.not_run += jobs
+            self.not_run |= {job.id: job for job in jobs}
             self._print(f"{plural(len(jobs), 'job')} did not run: {title(failed)} failed")
             self.tick()
 
@@ -108,36 +111,60 @@ class LiveStatus:
         elapsed = time.monotonic() - self._start
         if self._ended:
             words.append(f"{60 * self._ended / elapsed:.3g} jobs/min")
-            out = {job.id for job in (*self.failed, *self.not_run)} | self.done.keys()
+            out = self.failed.keys() | self.not_run.keys() | self.done.keys()
             work = sum(job.cost for job in self.jobs if job.id not in out)
             if work and self._work:
                 words.append(f"{_clock(elapsed * work / self._work)} left")
         return ", ".join(words)
 
     def _table(self) -> Any:
-        """A row for each model, a column for each task: number of finished jobs, and the median so far."""
+        """The jobs of each model and task, as far as they fit the terminal, then what runs, then the counts."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        tasks = list(dict.fromkeys(job.task for job in self.jobs))
-        table = Table("", *tasks, box=None, padding=(0, 2, 0, 0))
-        for model in dict.fromkeys(job.model for job in self.jobs):
-            table.add_row(Text(model), *(Text(self._cell(model, task)) for task in tasks))
         now = time.monotonic()
         lines = [Text(f"running  {title(job)}  {_clock(now - since)}") for job, since in self.running.values()]
-        return Group(table, *lines, Text(self.status()))
+        lines.append(Text(self.status()))
+        console = self._live.console
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+        for row in self._fitting(console.width, console.height - len(lines) - 1):
+            table.add_row(*map(Text, row))
+        return Group(*([table] if table.row_count else []), *lines)
 
-    def _cell(self, model: str, task: str) -> str:
-        here = [job for job in self.jobs if job.model == model and job.task == task]
-        done = [self.measured(self.done[job.id])[1] for job in here if job.id in self.done]
-        failed, not_run = (sum(job in ended for job in here) for ended in (self.failed, self.not_run))
-        shown = done and (model, task) not in self.without_values
+    def _fitting(self, width: int, height: int) -> list[list[str]]:
+        """The first of these tables with at most `width` characters and `height` lines: models x tasks, tasks x models,
+        and a line for each model; empty if none fits."""
+        from rich.cells import cell_len
+
+        models, tasks = (list(dict.fromkeys(key[part] for key in self._cells)) for part in (0, 1))
+        shown = {key: self._cell(key, jobs) for key, jobs in self._cells.items()}
+        of_model: dict[str, list[Job]] = {model: [] for model in models}
+        for job in self.jobs:
+            of_model[job.model].append(job)
+        tables = (
+            [["", *tasks], *([model, *(shown.get((model, task), "") for task in tasks)] for model in models)],
+            [["", *models], *([task, *(shown.get((model, task), "") for model in models)] for task in tasks)],
+            [[model, self._counts(jobs)] for model, jobs in of_model.items()],
+        )
+        for table in tables:
+            columns = zip(*table, strict=True)
+            if len(table) <= height and sum(max(map(cell_len, column)) + 2 for column in columns) <= width:
+                return table
+        return []
+
+    def _cell(self, key: tuple[str, str], jobs: Sequence[Job]) -> str:
+        """Numbers of jobs, and the median of the measure so far."""
+        done = [self.measured(self.done[job.id])[1] for job in jobs if job.id in self.done]
+        shown = done and key not in self.without_values
+        return self._counts(jobs) + (f"  {statistics.median(done):.4f}" if shown else "")
+
+    def _counts(self, jobs: Sequence[Job]) -> str:
+        done, failed, not_run = (
+            sum(job.id in ended for job in jobs) for ended in (self.done, self.failed, self.not_run)
+        )
         return (
-            f"{len(done)}/{len(here)}"
-            + (f" {failed} failed" if failed else "")
-            + (f" {not_run} not run" if not_run else "")
-            + (f"  {statistics.median(done):.4f}" if shown else "")
+            f"{done}/{len(jobs)}" + (f" {failed} failed" if failed else "") + (f" {not_run} not run" if not_run else "")
         )
 
 

@@ -27,7 +27,7 @@ class ResultStore:
     """Results of a study's jobs, in its folder.
 
     Args:
-        out: the folder; the caller holds its lock.
+        out: the folder; to write, the caller holds its lock. To read, it need not exist.
         what: sweep or ablation, the name of the record and of the folder in errors.
         check_done: check of the rows of finished jobs.
 
@@ -36,14 +36,16 @@ class ResultStore:
         rows: rows by job id, including those of an earlier call.
 
     Raises:
-        UserError: `out` holds other files.
+        UserError: `out` holds other files, or is one.
     """
 
     def __init__(self, out: Path, what: str, check_done: RowCheck) -> None:
         self.out, self.what, self.check_done = out, what, check_done
         self.jobs: list[Job] = []
         self.rows: dict[str, ResultRow] = {}
-        if not self.record.is_file() and contents(out):
+        if os.path.lexists(out) and not out.is_dir():
+            raise UserError(f"{out} is not a folder; choose another --out")
+        if out.is_dir() and not self.record.is_file() and contents(out):
             raise UserError(f"{out} is not empty and holds no {what}; choose another --out")
 
     @property

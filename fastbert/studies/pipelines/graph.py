@@ -18,6 +18,7 @@ from fastbert.finetuning.setup import fingerprint_of_weights
 from fastbert.hub.load import load_pretrained
 from fastbert.model.config import EncoderConfig
 from fastbert.model.flops import encoder_flops
+from fastbert.pretraining.branch import branch_problem, continued
 from fastbert.pretraining.budget import check_steps, steps_of
 from fastbert.pretraining.note_corpus import rare_word_range
 from fastbert.pretraining.options import SOURCE_ONLY, PretrainOptions, science
@@ -27,7 +28,7 @@ from fastbert.studies.engine.outcomes import RUN
 from fastbert.studies.engine.store import JOBS
 from fastbert.studies.pipelines.options import Command, DataEntry, EncoderEntry, RunOptions
 from fastbert.studies.pipelines.pipeline import Pipeline
-from fastbert.studies.pipelines.planned import Input, PlannedModel, pretraining_memory, unscored
+from fastbert.studies.pipelines.planned import Input, PlannedModel, branch_step, pretraining_memory, unscored
 from fastbert.studies.pipelines.tunings import Tunings
 from fastbert.studies.shared.evaluate_jobs import EVALUATIONS, PlannedEvaluation, fingerprints, plan_evaluations
 from fastbert.studies.shared.grid import prefixed
@@ -302,20 +303,17 @@ class Graph:
 
     def _branch(self, entry: EncoderEntry) -> PlannedModel:
         parent = self.models[entry.branch]
-        options = parent.options
-        steps = steps_of(options)
-        stays = set() if parent.entry.branch else {*options.marked_steps(steps), steps}
-        if entry.step is not None and entry.step not in stays:
-            raise UserError(
-                f"branch: {entry.branch} keeps no checkpoint of step {entry.step}; "
-                + ("leave the step out" if parent.entry.branch else f"give it milestones: {entry.step}")
-            )
+        options = replace(parent.options, steps=steps_of(parent.options), tokens=None)
+        step = branch_step(entry, parent, options)
+        anneal, steps = entry.values.get("anneal"), entry.values.get("steps")
+        if problem := branch_problem(options, step, anneal, steps):
+            raise UserError(f"branch: {problem}")
+        after = continued(options, step, anneal, steps)
         checkpoints = {}
         for seed in entry.seeds:
             trunk = parent.checkpoints[seed]
             machine = options.machine
-            identity = {"branch": trunk.mark, "step": entry.step, **entry.values, "threads": machine.threads}
-            at = trunk.path if entry.step is None else f"{trunk.path}@{entry.step}"
+            identity = {"branch": trunk.mark, "step": step, **entry.values, "threads": machine.threads}
             of_trunk = next(job for job in self.jobs if job.id == trunk.job)
             job = Job(
                 id=digest(identity),
@@ -324,9 +322,9 @@ class Graph:
                 seed=seed,
                 setting={},
                 identity=identity,
-                options={"branch": at, **entry.values},
+                options={"branch": f"{trunk.path}@{step}", **entry.values},
                 folder=str(Path.cwd()),
-                cost=of_trunk.cost * branch_fraction(entry, options),
+                cost=of_trunk.cost * (after.steps - step) / options.steps,
                 memory=of_trunk.memory,
                 runner=f"{RUNNERS}:branch_job",
                 kind=BRANCH,
@@ -335,7 +333,7 @@ class Graph:
             )
             self.add(entry.name, job)
             checkpoints[seed] = Input(self.folder(job.id), job.id, job.id)
-        return replace(parent, entry=entry, checkpoints=checkpoints)
+        return replace(parent, entry=entry, checkpoints=checkpoints, options=after)
 
     # --- evaluations and commands
 
@@ -407,15 +405,6 @@ def check_same_tokenizer(name: str, data: Input, other: str, wanted: Input) -> N
     """Raises a UserError if data of the pipeline has another tokenizer than a model or other data."""
     if None not in (data.tokenizer, wanted.tokenizer) and data.tokenizer != wanted.tokenizer:
         raise UserError(f"{name} and {other} have different tokenizers; under data, give {name} tokenizer: {other}")
-
-
-def branch_fraction(entry: EncoderEntry, options: PretrainOptions) -> float:
-    """Cost of a branch as a fraction of that of its trunk, about."""
-    steps = steps_of(options)
-    begin = entry.step or steps
-    if (anneal := entry.values.get("anneal")) is not None:
-        return (anneal if anneal >= 1 else anneal * begin) / steps
-    return max(1, entry.values["steps"] - begin) / steps
 
 
 def ancestors(jobs: Iterable[Job], of: Iterable[str]) -> set[str]:

@@ -8,14 +8,14 @@ from typing import Any
 
 from fastbert.config import from_dict, to_dict, with_underscores
 from fastbert.data.prepare import PrepareOptions
-from fastbert.errors import UserError, brief, nearest
+from fastbert.errors import UserError, brief, closest, nearest
 from fastbert.finetuning.mixture_options import MixtureOptions
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.inheritance import merged, read_yaml
 from fastbert.named_configs import config_path
 from fastbert.pretraining.options import BUDGETS, LAUNCH, PretrainOptions
 from fastbert.ranges import Workers, text_problem
-from fastbert.studies.pipelines.options import Command, DataEntry, EncoderEntry, RunOptions, Stage
+from fastbert.studies.pipelines.options import BRACES, Command, DataEntry, EncoderEntry, RunOptions, Stage
 from fastbert.studies.pipelines.pipeline import Pipeline
 from fastbert.studies.shared.grid import (
     AXES,
@@ -57,7 +57,6 @@ _REFUSED = {
     "save_model": "give keep next to stages",
     "mixture": "give together, target, weights and temperature in the entry of a stage",
 }
-_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def load_pipeline(path: str | Path) -> tuple[Pipeline, RunOptions]:
@@ -335,12 +334,17 @@ def _read_commands(values: Any, names: set[str], where: str) -> dict[str, Comman
             raise UserError(f"{here}: run is missing: a line for the shell, such as 'python plot.py {{base}} {{out}}'")
         after = _names(entry["after"], f"{here}: after") if "after" in entry else ()
         known = names | set(found)
-        braces = [one for one in _BRACES.findall(run) if one != "out"]
+        braces = [one for one in BRACES.findall(run) if one != "out"]
         for one in (*after, *(one for one in braces if one in below)):
             if one in below - known:
                 raise UserError(f"{here}: it needs {brief(one)}; put that command above it")
             if one not in known:
                 raise UserError(f"{here}: after: there is no {brief(one)}; {nearest(one, known)}")
+        for one in braces:
+            if one not in known and (close := closest(one, known, likeness=0.75)):
+                raise UserError(
+                    f"{here}: {{{brief(one, str)}}} in the line is no name of this file; did you mean {close!r}?"
+                )
         inside = [one for one in braces if one in known]
         found[name] = Command(name, run, tuple(dict.fromkeys([*after, *inside])))
     return found

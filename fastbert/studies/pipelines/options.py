@@ -1,6 +1,7 @@
 """Options of `fastbert run`: flags for where and how to run, and the parts of a pipeline as declared in its YAML
 file."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from fastbert.studies.engine.options import EngineOptions
 from fastbert.studies.shared.grid import StudyGrid, TaskEntry
 
 KEEP = ("best", "all", "none")
+BRACES = re.compile(r"(?<!\$)\{([^{}]*)\}")
+"""A name in braces in the line of a command, other than ${NAME}, which the shell replaces."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastbert.errors import UserError
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.hub.load import Pretrained
 from fastbert.hub.names import head_of
@@ -14,6 +15,7 @@ from fastbert.pretraining.held_out import find_checkpoint
 from fastbert.pretraining.options import PretrainOptions
 from fastbert.studies.pipelines.options import EncoderEntry
 from fastbert.training.hardware import resolve_device
+from fastbert.training.schedules import constant_phase
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,36 @@ def tuning_memory(options: FinetuneOptions, config: EncoderConfig) -> int:
     length = min(options.max_length or config.max_positions, config.max_positions)
     tokens = (options.machine.micro_batch_size or options.batch_size) * length
     return training_memory(encoder_parameters(config), [config], tokens, 7, predicts_words=False)
+
+
+def branch_step(entry: EncoderEntry, parent: PlannedModel, options: PretrainOptions) -> int:
+    """The step at which a branch begins: that of the file, or the last checkpoint that stays with a constant rate.
+
+    Args:
+        options: options of the parent's pretraining, with a number of steps.
+
+    Raises:
+        UserError: no such checkpoint stays.
+    """
+    stays = {*options.marked_steps(options.steps), options.steps}
+    if entry.step is not None:
+        if entry.step not in stays:
+            raise UserError(
+                f"branch: {parent.entry.name} keeps no checkpoint of step {entry.step}; give it milestones: "
+                f"{entry.step}"
+            )
+        return entry.step
+    phase = constant_phase(options.schedule, options.steps)
+    if phase is None:
+        raise UserError(
+            f"branch: the learning rate of {parent.entry.name} is never constant (schedule {options.schedule.name}); "
+            "give it the schedule infinite, wsd or constant, or give a step here: "
+            f"branch: {parent.entry.name}@{options.steps}"
+        )
+    constant = [step for step in stays if phase[0] <= step <= phase[1]]
+    if not constant:
+        raise UserError(
+            f"branch: {parent.entry.name} keeps no checkpoint with a constant learning rate, which it has from step "
+            f"{phase[0]} to {phase[1]}; give it milestones: {phase[1]}"
+        )
+    return max(constant)

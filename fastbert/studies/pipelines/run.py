@@ -48,19 +48,13 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions) -> int:
         UserError: invalid input; raised before the first job wherever it can be detected there.
     """
     out = Path(options.out or f"runs/{Path(pipeline.path).stem}")
+    if options.dry_run:
+        return show_plan(pipeline, options, out)
     with locked_folder(out):
         store = ResultStore(out, PIPELINE, check_pipeline_row)
-        options.check_backend()
-        graph = Graph(pipeline, options, out)
+        graph, selected = planned_graph(pipeline, options, out)
         before = store.described()
         description = describe_pipeline(pipeline)
-        selected = graph.selected()
-        for line in graph.warnings:
-            echo(line)
-        if options.dry_run:
-            store.read(graph.jobs)
-            print(planned_text(graph, store, selected, set(before.get("jobs", []))))
-            return 0
         same_file = before.get("axes", {}).get("file") == description["file"]
         store.begin(description, graph.jobs, may_differ=same_file)
         rerun_lost(graph, store)
@@ -87,6 +81,25 @@ def run_pipeline(pipeline: Pipeline, options: RunOptions) -> int:
         if stopped:
             echo(f"stopped; {len(store.ended)} of {len(graph.jobs)} jobs have ended; the same command continues")
         return stopped or code
+
+
+def show_plan(pipeline: Pipeline, options: RunOptions, out: Path) -> int:
+    """Prints the graph, what is done of it, and estimates. Another process may be running the pipeline."""
+    store = ResultStore(out, PIPELINE, check_pipeline_row)
+    graph, selected = planned_graph(pipeline, options, out)
+    store.read(graph.jobs)
+    print(planned_text(graph, store, selected, set(store.described().get("jobs", []))))
+    return 0
+
+
+def planned_graph(pipeline: Pipeline, options: RunOptions, out: Path) -> tuple[Graph, list[Job]]:
+    """The graph and its jobs of this call; writes warnings on standard error."""
+    options.check_backend()
+    graph = Graph(pipeline, options, out)
+    selected = graph.selected()
+    for line in graph.warnings:
+        echo(line)
+    return graph, selected
 
 
 def check_pipeline_row(row: ResultRow, where: str) -> None:

@@ -24,6 +24,7 @@ from fastbert.pretraining.pretrain import pretrain
 from fastbert.pretraining.run import stored_options
 from fastbert.records import write_json
 from fastbert.studies.engine.outcomes import ended, failure
+from fastbert.studies.pipelines.options import BRACES
 from fastbert.studies.shared.evaluate_jobs import evaluate_job
 from fastbert.studies.shared.pretrain_jobs import trained_outcome
 from fastbert.training.world import ONE_PROCESS
@@ -160,7 +161,5 @@ def command_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def command_line(run: str, folders: Mapping[str, list[str]], out: Path | str) -> str:
     """The command with folders instead of names in braces."""
-    line = run.replace("{out}", shlex.quote(str(out)))
-    for name, its in folders.items():
-        line = line.replace(f"{{{name}}}", shlex.join(its))
-    return line
+    given = {**folders, "out": [str(out)]}
+    return BRACES.sub(lambda found: shlex.join(given[found[1]]) if found[1] in given else found[0], run)
