@@ -62,7 +62,7 @@ class ForeignHead(nn.Module):
             self.bert_names = form.names
         self.classifier = nn.Linear(config.width, prototype.classifier.out_features)
 
-    def forward(self, hidden: Tensor, row_keys: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, row_keys: Tensor | None = None) -> Tensor:
         """Logits [B, L] from the states of texts [B, 1, D], or [B, T, L] from hidden states [B, T, D]; with dropout if
         `row_keys` (int32 [B]) are given."""
         if row_keys is not None and self.dropout_first and self.pooler is not None:
