@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fastbert.config import from_dict, to_dict
-from fastbert.data.tokenizer import WordPiece
+from fastbert.data.foreign_tokenizer import AnyTokenizer
+from fastbert.downloads import local_folder, with_downloads
 from fastbert.errors import UserError, brief
 from fastbert.finetuning.options import FinetuneOptions
 from fastbert.finetuning.results import read_results
@@ -24,6 +25,7 @@ from fastbert.hub.load import Pretrained, load_pretrained, tokenizer_of
 from fastbert.hub.names import head_of
 from fastbert.inheritance import merged, read_yaml
 from fastbert.model.encoder import Encoder
+from fastbert.model.foreign import ForeignEncoder
 from fastbert.model.heads import MLMHead, ReplacedHead
 from fastbert.named_configs import config_path
 from fastbert.pretraining.options import BUDGETS, PretrainOptions
@@ -39,7 +41,7 @@ from fastbert.training.training_progress import Column
 class LoadedModel:
     """A model for use in Python, on the CPU, in evaluation mode, in the precision of its file."""
 
-    encoder: Encoder
+    encoder: Encoder | ForeignEncoder
     """Called as `encoder(**tokenizer(texts, padding=True, return_tensors="pt"))`: hidden states [B, T, D]."""
     tokenizer: PreTrainedTokenizerFast
     """The tokenizer of transformers."""
@@ -55,12 +57,13 @@ def load(path: str | Path, *, kernels: str = "auto") -> LoadedModel:
 
     Args:
         path: a run of `fastbert pretrain` (its newest checkpoint), a checkpoint, an export, a Hugging Face BERT folder,
-            or the folder of a seed of `fastbert finetune`.
+            its name on the hub, or the folder of a seed of `fastbert finetune`.
         kernels: implementation of the attention, as in --machine.kernels.
 
     Raises:
         UserError: there is no such model, or it is damaged.
     """
+    path = local_folder(path)
     if fine_tuned_folder(path) is not None:
         tuned = load_task_model(path, kernels)
         model = tuned.model.eval()
@@ -89,10 +92,12 @@ def _part(pretrained: Pretrained, name: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): tensor for key, tensor in weights if key.startswith(prefix)}
 
 
-def fast_tokenizer(vocabulary: WordPiece) -> PreTrainedTokenizerFast:
+def fast_tokenizer(vocabulary: AnyTokenizer) -> PreTrainedTokenizerFast:
     """transformers' tokenizer for a vocabulary."""
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    return PreTrainedTokenizerFast(tokenizer_object=vocabulary.build(), **special)
+    built = vocabulary.build()
+    roles = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{role}_token": built.id_to_token(vocabulary.ids[f"[{role.upper()}]"]) for role in roles}
+    return PreTrainedTokenizerFast(tokenizer_object=built, **special)
 
 
 # --- training
@@ -143,7 +148,7 @@ def pretrain(
     given = _changed(PretrainOptions, options, values, changes)
     if not given.resume and given.branch is None:
         given.check_inputs()
-    return _pretrained(given, name, callbacks)
+    return _pretrained(with_downloads(given), name, callbacks)
 
 
 def resume(folder: str | Path, *, callbacks: Sequence[Callback] = (), **changes: Any) -> PretrainResult:
@@ -175,7 +180,7 @@ def finetune(
     values = _values(config_path("finetune", str(options))) if isinstance(options, str | Path) else {}
     given = _changed(FinetuneOptions, options, values, changes)
     given.check_inputs()
-    code = finetune_tasks(given, callbacks)
+    code = finetune_tasks(with_downloads(given), callbacks)
     folder = Path(given.out)
     found = {} if code else {read["task"]: read for read in map(read_results, _results(folder))}
     return FinetuneResult(folder, code == 0, found)

@@ -14,7 +14,7 @@ HOW = """usage: fastbert completion {bash,zsh}
 Print a script that completes jobs, flags and their values in a shell. In bash, for this session and for later ones:
 
   source <(fastbert completion bash)
-  fastbert completion bash > ~/.local/share/bash-completion/completions/fastbert
+  fastbert completion bash >> ~/.bash_completion
 
 In zsh, in a folder of $fpath:  fastbert completion zsh > ~/.zfunc/_fastbert"""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 import fastbert
 from fastbert.cli import main
@@ -15,6 +16,8 @@ from fastbert.finetuning.results import read_results
 from fastbert.hub.load import load_pretrained, tokenizer_of
 from fastbert.pretraining.held_out import trained_objective
 from fastbert.training import trackers
+from tests.finetuning.foreign_models import tiny_foreign
+from tests.hub.cached import fill_cache
 from tests.studies.conftest import make_task
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +141,39 @@ def test_a_fine_tuning_and_its_model(run, tmp_path) -> None:
     )
     encoder = load_pretrained(run[0].folder).weights
     assert model.encoder.words.weight.shape == encoder["encoder.words.weight"].shape
+
+
+def test_names_on_the_hub_and_other_architectures(run, tmp_path, monkeypatch) -> None:
+    """A run's export under a name on the hub, and a fine-tuned RoBERTa, whose logits are those of `predict`."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = fill_cache(tmp_path / "hub", "owner/name", run[0].folder / "model", "a" * 40)
+    named, here = fastbert.load("owner/name"), fastbert.load(run[0].folder)
+    assert torch.equal(named.encoder.words.weight, here.encoder.words.weight)
+    make_task(tmp_path, "words", train=24, dev=12)
+    (tmp_path / "mood.yaml").write_text("train: train.jsonl\ndev: dev.jsonl\n")
+    few = {"task": str(tmp_path / "mood.yaml"), "seeds": 1, "epochs": 1, "max_length": 16, "machine": CPU}
+    fastbert.finetune(**few, model="owner/name", out=str(tmp_path / "out"))
+    assert f"model: {snapshot}\n" in (tmp_path / "out" / "config.yaml").read_text()
+    texts = [json.loads(line)["text"] for line in (tmp_path / "dev.jsonl").read_text().splitlines()]
+    other = tmp_path / "other"
+    tiny_foreign(other, "roberta", texts)
+    fastbert.finetune(**few, model=str(other), out=str(tmp_path / "tuned"))
+    model, scores = fastbert.load(tmp_path / "tuned" / "seed-0"), tmp_path / "scores.jsonl"
+    given = [
+        "--model",
+        str(tmp_path / "tuned" / "seed-0"),
+        "--source",
+        str(tmp_path / "dev.jsonl"),
+        "--out",
+        str(scores),
+    ]
+    assert main(["predict", *given, "--machine.precision", "fp32"]) == 0
+    rows = [json.loads(line) for line in scores.read_text().splitlines()]
+    inputs = model.tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        found = model.head(model.encoder(**inputs, only=model.head.reads)).softmax(-1)
+    expected = [[row["probabilities"][label] for label in model.labels] for row in rows]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_a_tracker_is_a_callback_of_both(run, tmp_path, prepared, monkeypatch) -> None:
