@@ -373,7 +373,7 @@ def test_workers_follow_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
 
     def workers(size: int, asked: int = 0) -> int:
-        return workers_for(Source("a", "a", {}, size, lambda: iter(())), asked)
+        return workers_for(Source("a", "a", {}, size, ()), asked)
 
     assert [workers(1), workers(BYTES_PER_WORKER), workers(100 * BYTES_PER_WORKER)] == [1, 2, 4]
     assert workers(0) == 4, "of unknown size"
