@@ -68,12 +68,12 @@ def zstd_blocks(raw: IO[bytes]) -> Iterator[bytes]:
     """The content of a .zst file."""
     import pyarrow
 
-    own = open(os.dup(raw.fileno()), "rb")  # because the stream closes its file at the end
-    stream = pyarrow.CompressedInputStream(own, "zstd")
-    for size in sizes():
-        if not (block := stream.read(size)):
-            return
-        yield block
+    with open(os.dup(raw.fileno()), "rb") as own:  # the stream closes its file at the end
+        stream = pyarrow.CompressedInputStream(own, "zstd")
+        for size in sizes():
+            if not (block := stream.read(size)):
+                return
+            yield block
 
 
 BLOCKS: dict[str, Callable[[IO[bytes]], Iterator[bytes]]] = {".gz": gzip_blocks, ".xz": xz_blocks, ".zst": zstd_blocks}

@@ -73,9 +73,7 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
     return Source(spec, Path(name).name, identity, size, _chunks(dataset, column, spec, size, rows))
 
 
-def _chunks(
-    dataset: "Dataset | IterableDataset", column: str, spec: str, size: int, rows: int
-) -> list[Chunk]:
+def _chunks(dataset: "Dataset | IterableDataset", column: str, spec: str, size: int, rows: int) -> list[Chunk]:
     """Chunks of CHUNK_ROWS rows; a single one for a stream, which is read from its beginning only."""
     if not hasattr(dataset, "num_rows"):
         return [Chunk(size, partial(_read, dataset, column, spec, size, rows, 0))]

@@ -1,5 +1,6 @@
 """Interface of a source of documents, and splitting of long documents."""
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -55,6 +56,8 @@ class Source:
     """The sources that a list or mixture consists of; any other source is its only part."""
     weights: Sequence[float] | None = None
     """Fraction of the text's bytes of each part of a mixture."""
+    sliced: bool = False
+    """True if `chunks` are not all of the source."""
 
     def __post_init__(self) -> None:
         self.parts = self.parts or (self,)
@@ -69,7 +72,7 @@ class Source:
             UserError: a part of the source that is read as a whole has no document, or it cannot be read.
         """
         stop = len(self.chunks) if stop is None else stop
-        without = {chunk.part for chunk in self.chunks[start:stop]}
+        without = set() if self.sliced else {chunk.part for chunk in self.chunks[start:stop]}
         without -= {chunk.part for chunk in (*self.chunks[:start], *self.chunks[stop:])}
         self.position = done = sum(chunk.size for chunk in self.chunks[:start])
         for number in range(start, stop):
@@ -95,6 +98,13 @@ class Source:
                 groups.append((start, stop))
                 start, held = stop, 0
         return groups
+
+    def slice(self, start: int, stop: int) -> "Source":
+        """The chunks start ... stop - 1 as a source."""
+        out = copy.copy(self)
+        out.chunks, out.sliced = self.chunks[start:stop], True
+        out.size = sum(chunk.size for chunk in out.chunks)
+        return out
 
     def excerpt(self, limit: int) -> Iterator[tuple[float, str]]:
         """Yields (fraction read so far, document) for a part of the source that represents it, at most about `limit`
