@@ -99,6 +99,7 @@ def _border(source: Source, groups: list[tuple[int, int]], number: int, count: i
     group each."""
     starts = np.cumsum([0, *(sum(chunk.size for chunk in source.chunks[a:b]) for a, b in groups)])
     nearest = np.array([np.abs(starts - starts[-1] * n / count).argmin() for n in range(count + 1)])
+    nearest[-1] = len(groups)  # the last groups may have no bytes
     # At least one group more than the part before, and one group left for each part after it.
     least = np.maximum.accumulate(nearest - np.arange(count + 1)) + np.arange(count + 1)
     return int(min(least[number], len(groups) - (count - number)))
