@@ -16,6 +16,7 @@ from typing import IO
 BLOCK = 2**22  # bytes of text
 COMPRESSED = 2**18  # bytes of an .xz file read at a time
 AHEAD = 2  # blocks
+XZ = b"\xfd7zXZ\x00"  # beginning of a stream
 
 
 def sizes() -> Iterator[int]:
@@ -33,26 +34,22 @@ def xz_blocks(raw: IO[bytes]) -> Iterator[bytes]:
     Raises:
         EOFError: the file is cut off.
     """
-    decompressor, later, compressed = lzma.LZMADecompressor(), False, b""
+    decompressor, compressed = lzma.LZMADecompressor(), b""
     for size in sizes():
         if decompressor.needs_input and not compressed:
             compressed = raw.read(COMPRESSED)
             if not compressed:
                 raise EOFError("it ends before its end-of-stream marker")
-        try:
-            block = decompressor.decompress(compressed, size)
-        except lzma.LZMAError:
-            if later:  # padding behind the last stream
-                return
-            raise
-        later, compressed = False, b""
+        block, compressed = decompressor.decompress(compressed, size), b""
         if block:
             yield block
-        if decompressor.eof:  # a file may consist of several streams
-            compressed = decompressor.unused_data or raw.read(COMPRESSED)
-            if not compressed:
+        if decompressor.eof:  # a file may consist of several streams, with zero bytes between them
+            compressed = decompressor.unused_data.lstrip(b"\0")
+            while len(compressed) < len(XZ) and (more := raw.read(COMPRESSED)):
+                compressed = (compressed + more).lstrip(b"\0")
+            if not compressed.startswith(XZ):  # other bytes behind the last stream are ignored, as by LZMAFile
                 return
-            decompressor, later = lzma.LZMADecompressor(), True
+            decompressor = lzma.LZMADecompressor()
 
 
 def gzip_blocks(raw: IO[bytes]) -> Iterator[bytes]:
