@@ -29,11 +29,11 @@ def rare_hashes(runs: Iterable[Path], least: int, most: int) -> tuple[np.ndarray
     """Sorted hashes and counts of the words that occur least ... most times, and the number of distinct words, from the
     `runs` of tallies of words, as for `tally.sums`."""
     hashes, counts, distinct = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
-    for some, often in sums(runs):
+    for words, often in sums(runs):
         rare = (often >= least) & (often <= most)
-        hashes.append(some[rare])
+        hashes.append(words[rare])
         counts.append(often[rare])
-        distinct += len(some)
+        distinct += len(words)
     return np.concatenate(hashes), np.concatenate(counts), distinct
 
 

@@ -22,7 +22,7 @@ def shard_file(split: str, number: int, part: str) -> str:
 
 @dataclass(frozen=True)
 class WrittenSplit:
-    """What a split consists of when all its documents are written."""
+    """Shards and totals of a split when all its documents are written."""
 
     documents: int
     bytes: int

@@ -50,7 +50,7 @@ def test_an_excerpt_reads_the_beginnings_of_files_spread_over_the_source() -> No
     assert set(read.values()) == {100} and len(read) == EXCERPT_CHUNKS
     fifths = [sum(number // 100 == fifth for number in (int(name[1:]) for name in read)) for fifth in range(5)]
     assert min(fifths) > 5
-    # Many small files: as many as have enough text.
+    # Many small files: enough of them for the text.
     read.clear()
     assert len(excerpt(counted("a", [3] * 5000, read), 60_000)) == 6_000 and len(read) == 2_000
     # One file: its beginning. Little text: all of it.

@@ -24,7 +24,7 @@ from fastbert.errors import UserError
 from fastbert.records import seal_of
 from tests.data.small_corpora import contents, options_of, write_corpus
 
-TOKENS = 2048  # of a shard; a group has twice as many bytes
+TOKENS = 2048  # of a shard; a group has 4096 bytes or more
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,12 @@ from fastbert.data.hashing import text_hash
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import SPLITS, open_dataset, read_record, whitespace_words
 from fastbert.data.sources import open_source
+from fastbert.data.tally import sums
 from fastbert.errors import UserError
 from fastbert.progress import Progress
 from tests.data.small_corpora import contents, small_batches, write_corpus
 
-SMALL = {"BATCH_CHARACTERS": 1_500, "STATE_SECONDS": 0}
+BATCH = 1_500  # characters
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_batches(monkeypatch, **SMALL)
+    small_batches(monkeypatch, BATCH_CHARACTERS=BATCH)
 
 
 KINDS = {
@@ -69,11 +70,10 @@ def options_of(texts: Path, kind: str, out: Path, **changes: object) -> PrepareO
 
 @pytest.fixture(scope="module")
 def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each source, prepared without interruption, with states at the same points."""
+    """Each source, prepared without interruption."""
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(corpus_module, name, value)
+        small_batches(patch, BATCH_CHARACTERS=BATCH)
         return {kind: prepare(options_of(texts, kind, out / kind), table=io.StringIO()) for kind in KINDS}
 
 
@@ -96,6 +96,7 @@ def test_workers_and_states_leave_no_trace(
 ) -> None:
     usual = contents(finished[kind])
     assert not [name for name in usual if Path(name).name.startswith(".")]
+    small_batches(monkeypatch, STATE_SECONDS=0.05)
     assert contents(prepare(options_of(texts, kind, tmp_path / "two", workers=2), table=io.StringIO())) == usual
     small_batches(monkeypatch, BATCH_CHARACTERS=2**21)
     assert contents(prepare(options_of(texts, kind, tmp_path / "one"), table=io.StringIO())) == usual
@@ -106,7 +107,7 @@ DIES = """
 import os, signal
 import fastbert.data.corpus as corpus_module, fastbert.data.partial as partial
 import fastbert.data.finish as finish, fastbert.data.prepare as job
-corpus_module.BATCH_CHARACTERS, corpus_module.STATE_SECONDS = {batch}, {state}
+corpus_module.BATCH_CHARACTERS, corpus_module.STATE_SECONDS = {batch}, 0
 
 def dying(function):
     calls = 0
@@ -125,9 +126,7 @@ if __name__ == "__main__":
 
 
 def run_and_die(folder: Path, options: PrepareOptions, point: str, calls: int) -> None:
-    code = DIES.format(
-        batch=SMALL["BATCH_CHARACTERS"], state=SMALL["STATE_SECONDS"], point=point, calls=calls, options=options
-    )
+    code = DIES.format(batch=BATCH, point=point, calls=calls, options=options)
     (folder / "run.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     run = subprocess.run([sys.executable, folder / "run.py"], env=environment, capture_output=True, text=True)
@@ -172,6 +171,41 @@ def test_killed_and_continued(
     total = len(list(corpus_module._batches(source, source.groups(2 * options.shard_tokens), 0)))
     assert total > 20 and len(encoded) <= total - least and (len(encoded) == 0) == (least == 20)
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_part_is_killed_and_continued(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With counts on the disk; and another part in the same folder begins anew."""
+    whole = prepare(options_of(texts, "list", tmp_path / "whole", part="2/2"), table=io.StringIO())
+    options = options_of(texts, "list", tmp_path / "out", part="2/2")
+    run_and_die(tmp_path, options, "corpus_module.Corpus.add", 5)
+    monkeypatch.setattr("fastbert.data.tally.MOST", 50)  # a run for each batch
+    add = corpus_module.Corpus.add
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(corpus_module.Corpus, "add", lambda self, *a: add(self, *a) if self.batches < 9 else interrupt())
+        prepare(options)
+    runs = list((tmp_path / ".out.partial").glob("words-*.npy"))
+    (tmp_path / ".out.partial" / "words-00099.counts.npy").write_bytes(b"")  # of a later batch
+    assert len(runs) > 4
+    capsys.readouterr()
+    out = prepare(options, table=io.StringIO())
+    assert "continuing the unfinished work" in capsys.readouterr().err
+    tallies = ("words-", "documents-")
+    files = [{n: c for n, c in contents(f).items() if not n.startswith(tallies)} for f in (whole, out)]
+    assert files[0].pop("dataset.json") != files[1].pop("dataset.json") and files[0] == files[1]  # it lists the runs
+    totals = []
+    for folder in (whole, out):
+        found = list(sums(sorted(folder.glob("words-*.hashes.npy"))))
+        totals.append({word: n for words, counts in found for word, n in zip(words, counts, strict=True)})
+    assert totals[0] == totals[1] and len(totals[0]) > 100
+    run_and_die(tmp_path, dataclasses.replace(options, out=str(tmp_path / "b")), "corpus_module.Corpus.add", 3)
+    prepare(dataclasses.replace(options, out=str(tmp_path / "b"), part="1/2"), table=io.StringIO())
+    assert "starting from the beginning" in capsys.readouterr().err
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_killed_repeatedly(

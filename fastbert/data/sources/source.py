@@ -13,7 +13,7 @@ from fastbert.data.hashing import document_hash
 from fastbert.errors import UserError
 
 LONGEST_DOCUMENT = 2**20  # characters; longer documents are split at line ends, which bounds the memory of all steps
-EXCERPT_CHUNKS = 64  # minimum number of chunks in an excerpt, if there are as many
+EXCERPT_CHUNKS = 64  # minimum number of chunks in an excerpt, if the source has more
 _LEADING = re.compile(r"[\s\ufeff]*")
 
 
