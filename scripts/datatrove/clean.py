@@ -5,9 +5,9 @@ Run with datatrove 0.10.1.
     python scripts/datatrove/clean.py --source raw --out clean --tasks 16 --workers 8
     fastbert prepare --source clean/text --out data/clean
 
-`raw` is a folder of .jsonl, .jsonl.gz or .parquet files with English text in the column `text`. The filters of Gopher and
-C4 drop documents of low quality. MinHash then leaves one of each group of documents with a similarity of about 0.7 or
-more. An interrupted call continues with the tasks that are not complete.
+`raw` is a folder of .jsonl, .jsonl.gz or .parquet files with English text in the column `text`. The filters of Gopher
+and C4 drop documents of low quality. MinHash then leaves one of each group of documents with a similarity of about 0.7
+or more. An interrupted call continues with the tasks that are not complete.
 """
 
 import argparse
