@@ -87,7 +87,9 @@ def test_rare_words_against_a_count_in_plain_python(corpus: Path, split: str) ->
     assert list(zip(got.positions.tolist(), got.lengths.tolist(), got.words.tolist(), strict=True)) == want
     assert max(got.lengths) > 1
     figures = dataset.record["splits"][split]["rare"]
-    assert figures["occurrences"] == len(want)
+    touched = {row for p, n, _ in want for row in range(p // 127, (p + n - 1) // 127 + 1)}  # also across shards
+    sequences = -(-len(stream) // 127)
+    assert figures == {"occurrences": len(want), "sequences": sequences, "sequences_touched": len(touched)}
 
 
 def test_a_word_across_two_sequences_touches_both(tmp_path: Path) -> None:

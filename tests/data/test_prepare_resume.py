@@ -190,7 +190,7 @@ def test_a_part_is_killed_and_continued(
     assert len(runs) > 4
     capsys.readouterr()
     out = prepare(options, table=io.StringIO())
-    assert "continuing the unfinished work" in capsys.readouterr().err
+    assert "continuing the unfinished work" in capsys.readouterr().err and not (out / "words-00099.counts.npy").exists()
     tallies = ("words-", "documents-")
     files = [{n: c for n, c in contents(f).items() if not n.startswith(tallies)} for f in (whole, out)]
     assert files[0].pop("dataset.json") != files[1].pop("dataset.json") and files[0] == files[1]  # it lists the runs
