@@ -83,6 +83,22 @@ def test_joined_parts_have_the_bytes_of_data_prepared_alone(
     assert "already prepared" in capsys.readouterr().err
 
 
+def test_runs_on_both_are_equal(corpus: Path, tmp_path: Path) -> None:
+    """Three steps with notes, to the bit."""
+    parts = (f"{corpus}/1-of-2", f"{corpus}/2-of-2")
+    joined = merge(MergeOptions(parts, out=str(tmp_path / "joined"), workers=1), table=io.StringIO())
+    network = ["--layers", "1", "--width", "16", "--heads", "1", "--length", "16", "--batch-size", "4", "--steps", "3"]
+    notes = ["--notes.enabled", "--notes.min-count", "3", "--notes.max-count", "20", "--eval-sequences", "4"]
+    models = []
+    for data in (corpus / "alone", joined):
+        out = tmp_path / f"run-{data.name}"
+        machine = ["--machine.device", "cpu", "--machine.threads", "1", "--machine.precision", "fp32"]
+        assert main(["pretrain", "--data", str(data), *network, *notes, *machine, "--out", str(out)]) == 0
+        (checkpoint,) = (out / "checkpoints").glob("step-*3")
+        models.append({path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")})
+    assert models[0] == models[1] and len(models[0]) == 2
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 12), st.integers(1, 30))
 def test_parts_are_the_source_without_gaps(sizes: list[int], count: int, group: int) -> None:
