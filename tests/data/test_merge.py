@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastbert.cli import main
@@ -101,6 +101,7 @@ def test_runs_on_both_are_equal(corpus: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 12), st.integers(1, 30))
+@example([1, 0], 1, 1)  # a last group without bytes
 def test_parts_are_the_source_without_gaps(sizes: list[int], count: int, group: int) -> None:
     chunks = [Chunk(size, lambda n=n: iter([(1, f"{n}")])) for n, size in enumerate(sizes)]
     source = Source("a", "a", {}, sum(sizes), chunks)
