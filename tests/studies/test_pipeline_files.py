@@ -55,6 +55,7 @@ def test_ids_have_what_decides_a_result_and_nothing_else(pipeline, pipeline_inpu
 
 
 BAD = {
+    "part of data": ({"data": {"text": {"source": "sotu", "part": "1/2"}}}, "part cannot be given here"),
     "no models": ({"models": None}, "models: give at least one model"),
     "unknown key": ({"modles": []}, "unknown option 'modles'"),
     "a name twice": ({"commands": [{"name": "base", "run": "true"}]}, "two entries are called base;"),
@@ -110,7 +111,6 @@ BAD = {
     "two plls": ({"evaluate": [{"pll": "a"}, {"pll": "b"}]}, "evaluate: pll is given twice"),
     "a command without a line": ({"commands": [{"name": "c"}]}, "run is missing"),
     "a command after nothing": ({"commands": [{"name": "c", "run": "true", "after": "x"}]}, "there is no 'x'"),
-    "part of data": ({"data": {"text": {"source": "sotu", "part": "1/2"}}}, "part cannot be given here"),
     "out in data": ({"data": {"text": {"source": "sotu", "out": "x"}}}, "out cannot be given here"),
 }
 
