@@ -33,6 +33,7 @@ from fastbert.system_errors import reason, user_error
 OPTIONS = Registry(
     {
         "prepare": "fastbert.data.prepare:PrepareOptions",
+        "merge": "fastbert.data.merge:MergeOptions",
         "extend-vocab": "fastbert.data.extend:ExtendOptions",
         "pretrain": "fastbert.pretraining.options:PretrainOptions",
         "evaluate": "fastbert.pretraining.evaluate_options:EvaluateOptions",
@@ -61,6 +62,7 @@ OPTIONS = Registry(
 RUNS = Registry(
     {
         "prepare": "fastbert.data.prepare:prepare",
+        "merge": "fastbert.data.merge:merge",
         "extend-vocab": "fastbert.data.extend:extend_vocabulary",
         "pretrain": "fastbert.pretraining.pretrain:pretrain",
         "pretrain --launch ray": "fastbert.pretraining.on_ray:pretrain_on_ray",
@@ -145,7 +147,7 @@ def finetune(arguments: list[str]) -> int:
 
 
 def check_and_run(job: str, arguments: list[str]) -> int:
-    """Runs extend-vocab, fill, predict, report, select, submit or weak-label."""
+    """Runs extend-vocab, fill, merge, predict, report, select, submit or weak-label."""
     options = parse(OPTIONS[job], arguments, job)
     options.check_inputs()
     RUNS[job](with_downloads(options))
@@ -224,6 +226,7 @@ def completion(arguments: list[str]) -> int:
 
 JOBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prepare": (prepare, "train a tokenizer and tokenize text into memory-mapped shards"),
+    "merge": (partial(check_and_run, "merge"), "join the parts that prepare --part wrote on several machines"),
     "extend-vocab": (
         partial(check_and_run, "extend-vocab"),
         "append entries for the words of a new domain or language",

@@ -27,6 +27,7 @@ TAKES_YAML = ("pretrain", "finetune", "sweep", "ablate", "active", "run")  # job
 NEAR = 0.7  # minimum similarity of a suggested flag: among many flags one is always slightly similar
 EXAMPLES = {
     "prepare": "--source 'wiki/*.txt.xz' --out data/wiki",
+    "merge": "parts/1 parts/2 --out data/wiki",
     "extend-vocab": "--tokenizer runs/base --source german.txt --words 3000 --out tok-de",
     "pretrain": "base --data data/wiki --out runs/base",
     "evaluate": "--model runs/base --source held-out.txt",

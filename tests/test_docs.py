@@ -114,6 +114,7 @@ def toy(arguments: list[str]) -> list[str]:
         chosen["--seeds"] = "1"
     if job == "evaluate":
         chosen |= {"--max-tokens": "300"} if "--source" in rest else {"--sentences": "5"} if "--pll" in rest else {}
+    chosen |= {"--shard-tokens": "1024"} if "--part" in rest else {}  # so that small files can be divided
     chosen |= {flag: value for flag, value in IF_GIVEN.items() if flag in rest}
     for flag in (*chosen, "--minutes", "--tokens"):
         if flag in rest:

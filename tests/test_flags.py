@@ -163,6 +163,7 @@ def test_help_of_every_job(job: str, capsys, monkeypatch) -> None:
 WITHOUT_TORCH = """
 pretrain --help
 pretrain --data nowhere.txt --steps 5
+merge nowhere --out x
 pretrain --objective mln
 pretrain --init-from nowhere --steps 5
 evaluate --model nowhere --source nowhere.txt

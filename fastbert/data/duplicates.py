@@ -1,4 +1,4 @@
-"""Detection of duplicate documents by a 64-bit hash of their text.
+"""Detection of duplicate documents by a 64-bit hash of their text, for `--drop-duplicates`.
 
 Among n distinct documents, the probability that two have the same hash is n^2 / 2^65: 3e-4 for 100 million. A hash
 takes 8 bytes of memory and, while the corpus is prepared, 8 bytes on the disk.
@@ -14,21 +14,16 @@ import numpy as np
 from fastbert.data.integrity import hash_of
 from fastbert.errors import UserError
 
-COUNTED = 2**24  # maximum number of distinct documents to remember if duplicates are only counted: 128 MB
-
 
 class Seen:
     """A growing set of uint64 keys: sorted arrays, each at least twice as long as the next."""
 
-    def __init__(self, keys: np.ndarray, most: int | None) -> None:
+    def __init__(self, keys: np.ndarray) -> None:
         """
         Args:
             keys: the initial, distinct keys.
-            most: maximum number of keys in the set; None for no limit.
         """
-        self.most = most
         self._sorted = [np.sort(keys)]
-        self._held = len(keys)
 
     def add(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adds `keys`.
@@ -42,8 +37,7 @@ class Seen:
         for known in self._sorted:
             index = np.minimum(np.searchsorted(known, keys), max(len(known) - 1, 0))
             repeated |= known[index] == keys if len(known) else False
-        new = keys[~repeated][: None if self.most is None else max(0, self.most - self._held)]
-        self._held += len(new)
+        new = keys[~repeated]
         self._sorted.append(np.sort(new))
         while len(self._sorted) > 1 and len(self._sorted[-2]) < 2 * len(self._sorted[-1]):
             last = self._sorted.pop()

@@ -36,7 +36,7 @@ class ExtendOptions:
     Entries are chosen in this order: single characters whose absence makes words [UNK]; whole words that occur at least
     twice, by the number of tokens that they save in the text; if words run out, pieces that join two adjacent pieces,
     by their number of occurrences. Ties are broken by spelling, so the result depends only on text and options. At most
-    64 MiB of the text, sampled evenly, are counted.
+    64 MiB of the text are counted, sampled evenly from 1 GiB of it.
 
     Continue with `fastbert prepare --tokenizer OUT` and `fastbert pretrain --init-from`."""
 

@@ -5,19 +5,19 @@ Tables are .jsonl, .ndjson, .json, .csv, .tsv and .parquet; all but the last may
 any other suffix, or none, is text.
 """
 
-import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
+from fastbert.data.read_ahead import BLOCKS, ReadAhead
 from fastbert.errors import UserError
 from fastbert.inputs import open_input, raise_refusal
 
-COMPRESSIONS = (".gz", ".xz", ".zst")
+COMPRESSIONS = tuple(BLOCKS)
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 _MARKUP = "extract its text first, for example with trafilatura"
@@ -115,9 +115,8 @@ def refuse_magic(beginning: bytes, path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Opens a file and yields (the file itself, its decompressed content). The position in the file itself is the
-    number of bytes read.
+def opened(path: Path) -> Iterator[tuple[Callable[[], int], IO[bytes]]]:
+    """Opens a file and yields (function that returns the number of its bytes read so far, its decompressed content).
 
     Raises:
         UserError: it cannot be opened, or is found to be damaged while it is read in the block.
@@ -125,18 +124,11 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     compression = suffixes(path)[1]
     with open_input(path) as raw:
         try:
-            if compression == ".gz":
-                with gzip.GzipFile(fileobj=raw) as stream:
-                    yield raw, io.BufferedReader(stream, 2**17)
-            elif compression == ".xz":
-                with lzma.LZMAFile(raw) as stream:
-                    yield raw, io.BufferedReader(stream, 2**17)
-            elif compression == ".zst":
-                import pyarrow
-
-                yield raw, io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 2**17)
+            if compression:
+                with closing(ReadAhead(raw, BLOCKS[compression](raw))) as ahead:
+                    yield lambda: ahead.position, io.BufferedReader(ahead, 2**17)
             else:
-                yield raw, raw
+                yield raw.tell, raw
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise_refusal(error, path)
             if not compression:

@@ -58,6 +58,36 @@ def save_array(path: Path, array: np.ndarray) -> FileRecord:
     return {"bytes": HEADER_BYTES + data.nbytes, "sha256": sha.hexdigest()}
 
 
+def sync_file(path: Path) -> None:
+    """Flushes a file to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+class ArrayWriter:
+    """Writes a one-dimensional .npy file bit by bit, with the same bytes and record as `save_array`."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.length, self.dtype = path, 0, np.dtype(dtype)
+        self._sha = hashlib.sha256()
+        self._file = path.open("wb")
+        self._file.write(bytes(HEADER_BYTES))
+
+    def append(self, array: np.ndarray) -> None:
+        data = np.ascontiguousarray(array, self.dtype)
+        self._file.write(data.data)
+        self._sha.update(data)
+        self.length += len(data)
+
+    def close(self) -> FileRecord:
+        header = npy_header(self.dtype, self.length)
+        self._file.seek(0)
+        self._file.write(header)
+        self._file.close()
+        self._sha.update(header)
+        return {"bytes": HEADER_BYTES + self.length * self.dtype.itemsize, "sha256": self._sha.hexdigest()}
+
+
 def save_json(path: Path, value: Any) -> FileRecord:
     """Writes JSON, whole or not at all; returns the record of the file."""
     content = (json_text(value, indent=2) + "\n").encode()

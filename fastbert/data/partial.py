@@ -291,7 +291,8 @@ def _finish(folder: Path, out: Path) -> None:
         with progress("flushing the files to the disk"):
             sync_tree(folder)
         write_json(folder / MOVED, sorted(name for name in contents(folder) if _PLAIN_NAME.fullmatch(name)))
-    (folder / STATE).unlink(missing_ok=True)
+    for path in (folder / STATE, *folder.glob(".*.npy")):  # the counts of `fastbert.data.tally` have hidden names
+        path.unlink(missing_ok=True)
     names = _moved(folder)
     if out.is_dir():
         names = ordered([name for name in names if os.path.lexists(folder / name)], first="", last=DATASET)

@@ -1,8 +1,9 @@
 """`fastbert prepare`: converts a source of text to a folder of memory-mapped shards from which a run reads batches.
 
-The source is read once (twice if a tokenizer is trained first). Worker processes tokenize; this process reads, splits,
-writes and counts, always in the order of the source, so that the result is the same for any number of workers. A killed
-call leaves its work next to the result, and the next call completes it to the same bytes.
+The source is read once, after a sample of it if a tokenizer is trained. Worker processes tokenize; this process reads,
+splits, writes and counts, always in the order of the source, so that the result is the same for any number of workers.
+A killed call leaves its work next to the result, and the next call completes it to the same bytes. With `--part`, it
+writes a part of the result, which `fastbert merge` joins with the others.
 """
 
 import dataclasses
@@ -15,25 +16,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-from fastbert.data.corpus import STATE_VERSION, Corpus, tokenize, workers_for
-from fastbert.data.encoding import token_dtype
-from fastbert.data.integrity import FileRecord, compare, file_record, is_record, save_array
+from fastbert.data.corpus import GROUP_BYTES, STATE_VERSION, Corpus, tokenize, workers_for
+from fastbert.data.finish import write_dataset
+from fastbert.data.integrity import FileRecord, compare, file_record, is_record
 from fastbert.data.partial import STATE, TOKENIZER, Partial, is_free, leftover_errors, partial_folder, remove_traces
-from fastbert.data.rare import write_rare
-from fastbert.data.shards import FORMAT, FORMAT_VERSION, SPLITS, read_record, unigram_entropy
+from fastbert.data.parts import Part, parse_part, part_of, read_part, write_part
+from fastbert.data.shards import FORMAT_VERSION, read_record
 from fastbert.data.sources import Source, open_source
+from fastbert.data.sources.source import no_text
 from fastbert.data.summary import summary, warnings
+from fastbert.data.tally import DOCUMENTS, WORDS, distinct
 from fastbert.data.text import READING
 from fastbert.data.tokenizer import WordPiece, read_sample, train_tokenizer
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.workers import pool
-from fastbert.data.writer import SplitWriter
 from fastbert.downloads import TOKENIZER_FROM_HUB, with_downloads
 from fastbert.errors import OptionError, UserError
 from fastbert.files import atomic_folder, disk_errors
 from fastbert.outputs import check_output_folder
 from fastbert.ranges import Count, Fraction, Range, Seed, Vocabulary, Workers, check_values
-from fastbert.records import read_json, seal_of, write_json
+from fastbert.records import read_json, write_json
 from fastbert.streams import echo, warn
 
 
@@ -84,6 +86,9 @@ class PrepareOptions:
     split."""
     drop_duplicates: bool = False
     """Leave out documents with exactly the text of an earlier one; needs 8 bytes of memory for each document."""
+    part: str | None = None
+    """Prepare one of several parts, such as 3/16, for example on each of 16 machines; fastbert merge joins them to the
+    folder that is written without this option. Parts consist of whole files."""
     rare_min: Count = 50
     """A word is rare if it occurs at least this often in the training split ..."""
     rare_max: Count = 500
@@ -97,13 +102,29 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.part is not None:
+            parse_part(self.part)
+            if self.drop_duplicates:
+                raise OptionError(
+                    self,
+                    "part",
+                    "cannot be used with --drop-duplicates, because a copy may be in another part; remove duplicates "
+                    "from the source first, or prepare it without --part",
+                )
         if self.rare_min > self.rare_max:
             raise OptionError(self, "rare_min", f"must not be above rare_max, {self.rare_max}, but is {self.rare_min}")
 
     def identity(self) -> dict[str, Any]:
         """The options that determine the result; a given tokenizer is represented by its fingerprint."""
         options = dataclasses.asdict(self)
-        for name in ("source", "weights", "out", "workers", "streamed"):  # weights are part of the source's identity
+        for name in (
+            "source",
+            "weights",
+            "out",
+            "workers",
+            "streamed",
+            "part",
+        ):  # weights are part of the source's identity
             del options[name]
         if self.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(self.tokenizer).fingerprint
@@ -122,23 +143,30 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
     """
     table = table or sys.stdout
     out = Path(options.out)
-    _check_out(out)
-    source = _open(options)
+    check_out(out)
+    whole = source = _open(options)
+    part = None if options.part is None else parse_part(options.part)
+    if part is not None:
+        source = part_of(whole, part, GROUP_BYTES * options.shard_tokens)
     options = with_downloads(options)  # once all others are checked
     for warning in source.warnings:
         warn(warning)
     made_of = {"source": source.identity, "options": options.identity()}
-    if _finished(out, made_of):
+    if finished(out, made_of, part):
         with disk_errors(out):
             remove_traces(out)
         echo(f"{out} is already prepared from this source with these options")
     else:
         versions = {"format_version": FORMAT_VERSION, "reading": READING, "state_version": STATE_VERSION}
-        with partial_folder(out, {**made_of, **versions}) as partial:
+        with partial_folder(out, {**made_of, **versions, "part": options.part}) as partial:
             if partial is None:
-                _finished(out, made_of)
+                finished(out, made_of, part)
             elif not partial.complete:
-                _write(partial, source, options, made_of)
+                _write(partial, whole, source, options, made_of, part)
+    if part is not None:
+        print(f"wrote {out}: part {part} of {options.source}; when all parts are written, join them with", file=table)
+        print(f"fastbert merge PART-1 ... PART-{part.count} --out DATA", file=table)
+        return out
     record = read_record(out)
     print(summary(record), file=table)
     for warning in warnings(record):
@@ -171,7 +199,7 @@ def _open(options: PrepareOptions) -> Source:
     return open_source(options.source, options.column, options.weights, options.streamed)
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raises a UserError, before any work, if `out` is not a finished result and none can be written there."""
     with disk_errors(out):
         if (out / "dataset.json").is_file():
@@ -182,12 +210,14 @@ def _check_out(out: Path) -> None:
     check_output_folder(out)
 
 
-def _finished(out: Path, made_of: dict[str, Any]) -> bool:
+def finished(out: Path, made_of: dict[str, Any], part: Part | None = None) -> bool:
     """Returns True if `out` is already the finished result; raises a UserError if it is something else."""
     if not (out / "dataset.json").is_file():
-        _check_out(out)
+        check_out(out)
         return False
-    found = read_record(out)
+    found = read_record(out) if part is None else read_part(out)
+    if part is not None and found["part"] != [part.number, part.count]:
+        raise UserError(f"{out} is part {'/'.join(map(str, found['part']))}; choose another --out or remove it")
     for what, now in made_of.items():
         then = found.get(what, {})
         differing = [key for key in {**now, **then} if then.get(key) != now.get(key)]
@@ -210,41 +240,31 @@ def _train(source: Source, options: PrepareOptions) -> WordPiece:
     return wordpiece
 
 
-def _write(partial: Partial, source: Source, options: PrepareOptions, made_of: dict[str, Any]) -> None:
-    """Writes what is missing in the folder."""
+def _write(
+    partial: Partial,
+    whole: Source,
+    source: Source,
+    options: PrepareOptions,
+    made_of: dict[str, Any],
+    part: Part | None,
+) -> None:
+    """Writes what is missing in the folder. The tokenizer is trained on the `whole` source, of which `source` is the
+    part to write."""
     folder = partial.folder
-    wordpiece, tokenizer_files = _tokenizer(folder, source, options)
-    with pool(workers_for(source, options.workers), wordpiece) as submit:
+    wordpiece, tokenizer_files = _tokenizer(folder, whole, options)
+    with pool(workers_for(source.size, options.workers), wordpiece) as submit:
         corpus = _tokenize(partial, source, wordpiece, options, submit)
-        hashes, counts = corpus.counter.between(options.rare_min, options.rare_max)
-        shards = {split: corpus.writers[split].shards for split in SPLITS}
-        rare, rare_files, rare_list = write_rare(folder, shards, wordpiece, hashes, counts, submit)
+        sources = corpus.source_counts.record(source)
+        if part is not None:
+            write_part(folder, made_of, part, wordpiece, tokenizer_files, corpus.writers, sources, corpus.tallies)
+            return
+        duplicates = corpus.dropped
+        if not options.drop_duplicates:
+            duplicates = corpus.documents - distinct(corpus.tallies[DOCUMENTS].paths)
+        written = {split: writer.written() for split, writer in corpus.writers.items()}
+        words = corpus.tallies[WORDS].paths
+        write_dataset(folder, made_of, wordpiece, tokenizer_files, written, sources, duplicates, words, submit)
     corpus.keys.close()
-    splits = {
-        split: _record(folder, corpus.writers[split], wordpiece, rare[split], rare_files[split]) for split in SPLITS
-    }
-    record = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        **made_of,
-        "tokenizer": wordpiece.fingerprint,
-        "tokenizer_files": tokenizer_files,
-        "vocab_size": len(wordpiece.tokens),
-        "dtype": token_dtype(len(wordpiece.tokens)).name,
-        "sources": corpus.source_counts.record(source),
-        "duplicates": {
-            "documents": corpus.duplicates,
-            "counted_all": options.drop_duplicates or corpus.counted_all,
-        },
-        "splits": splits,
-        "rare_words": {
-            "words": len(hashes),
-            "distinct_words": len(corpus.counter),
-            "counts_may_lack": corpus.counter.lacking,
-            "file": rare_list,
-        },
-    }
-    write_json(folder / "dataset.json", {**record, "seal": seal_of(record)})
 
 
 def _tokenizer(folder: Path, source: Source, options: PrepareOptions) -> tuple[WordPiece, dict[str, FileRecord]]:
@@ -277,17 +297,20 @@ def _tokenize(
     moved: dict[int, bool] = {}
     apart = False
     while True:
-        corpus = Corpus(partial.folder, wordpiece, options.shard_tokens, len(source.parts))
+        corpus = Corpus(partial.folder, wordpiece, options.shard_tokens, len(source.parts), options.part is None)
         corpus.restore(partial, source)
         if not corpus.complete:
             how = (options.validation_fraction, options.seed, options.drop_duplicates)
             tokenize(corpus, source, *how, moved, apart, partial, submit)
-        if all(writer.documents for writer in corpus.writers.values()):
+        if options.part is not None or all(writer.documents for writer in corpus.writers.values()):
             if not moved and not apart:
                 corpus.save(partial, source)
             return corpus
-        if corpus.smallest == corpus.largest and (options.drop_duplicates or not corpus.duplicates):
-            copies = f" ({corpus.duplicates + 1:,} copies of it)" if corpus.duplicates else ""
+        if not corpus.documents:
+            raise no_text(options.source)
+        copies = corpus.dropped + corpus.documents
+        if corpus.smallest == corpus.largest and corpus.documents == 1:
+            copies = f" ({copies:,} copies of it)" if copies > 1 else ""
             raise UserError(
                 f"source {options.source!r} is a single document{copies}, but training and validation need one each; "
                 "put a blank line between documents (if every line is one: sed G FILE > NEW)"
@@ -295,7 +318,7 @@ def _tokenize(
         # There are so few documents that all are in one split: the document closest to the other split is moved there.
         if apart := corpus.smallest == corpus.largest:
             warn(
-                f"the {corpus.duplicates + 1:,} documents of {options.source!r} are copies of one, so "
+                f"the {copies:,} documents of {options.source!r} are copies of one, so "
                 "validation has the same text as training",
             )
         elif not corpus.writers["validation"].documents:
@@ -304,26 +327,5 @@ def _tokenize(
             moved = {corpus.largest: False}
         corpus.keys.close()
         (partial.folder / STATE).unlink(missing_ok=True)
-        for file in partial.folder.glob("*.npy"):
+        for file in partial.folder.glob("*.npy"):  # hidden ones too
             file.unlink()
-
-
-def _record(
-    folder: Path, writer: SplitWriter, wordpiece: WordPiece, rare: dict[str, int], files: list[dict[str, FileRecord]]
-) -> dict[str, Any]:
-    """Entry of dataset.json for a split; `files` are the records of the rare words' files."""
-    words = writer.unigrams[~wordpiece.continuing].sum() - writer.unigrams[wordpiece.ids["[SEP]"]]
-    return {
-        "documents": writer.documents,
-        "words": int(words),
-        "tokens": sum(writer.shards),
-        "bytes": writer.bytes,
-        "unk_tokens": int(writer.unigrams[wordpiece.ids["[UNK]"]]),
-        "unigram_entropy": unigram_entropy(writer.unigrams, wordpiece),
-        "unigram_file": save_array(folder / f"unigram-{writer.split}.npy", writer.unigrams),
-        "rare": rare,
-        "shards": [
-            {"tokens": size, "files": written | of_rare}
-            for size, written, of_rare in zip(writer.shards, writer.files, files, strict=True)
-        ],
-    }

@@ -4,81 +4,37 @@ A word is a run of pieces joined by ##, without special tokens. Words are counte
 tokenized; when the counts are known, a second pass over the shards finds the positions of the rare words.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastbert.data.encoding import hash_words, sum_by_key, word_starts
-from fastbert.data.integrity import FileRecord, compare, save_array, save_json
+from fastbert.data.encoding import hash_words, word_starts
+from fastbert.data.integrity import ArrayWriter, FileRecord, compare, save_json
+from fastbert.data.tally import sums
 from fastbert.data.tokenizer import PREFIX, WordPiece
 from fastbert.data.workers import in_order
 from fastbert.data.writer import shard_file
 from fastbert.progress import Progress, progress
 
-MOST_WORDS = 2**23  # distinct words while counting: 128 MB, and three times as much while two tables are merged
-PENDING = 2**20
 BLOCK_TOKENS = 2**21
 SEQUENCE_TOKENS = 128
-RARE = ("positions", "lengths", "words")  # fields of RareWords, each in a separate file
+RARE = {"positions": np.int64, "lengths": np.uint16, "words": np.int32}
+"""Fields of RareWords, each in a separate file."""
 
 
-class WordCounter:
-    """Counts of words by hash, in bounded memory.
-
-    When there are more than `most` distinct words, the least frequent ones are dropped until half of `most` remain.
-    This depends only on the order of the corpus. A dropped word that occurs again is counted from zero: `lacking` is
-    an upper bound on the occurrences missing from a count.
-    """
-
-    def __init__(self, most: int = MOST_WORDS) -> None:
-        self.most, self.lacking = most, 0
-        self._hashes = np.zeros(0, np.uint64)
-        self._counts = np.zeros(0, np.int64)
-        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
-        self._held = 0
-
-    def add(self, hashes: np.ndarray, counts: np.ndarray) -> None:
-        """Adds `counts` (int64) of the words with these `hashes` (uint64)."""
-        self._pending.append((hashes, counts))
-        self._held += len(hashes)
-        if self._held >= max(PENDING, len(self._hashes) // 4):
-            self._merge()
-
-    def between(self, least: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sorted hashes and the counts of the words with least <= count <= most."""
-        self._merge()
-        rare = (self._counts >= least) & (self._counts <= most)
-        return self._hashes[rare], self._counts[rare]
-
-    def __len__(self) -> int:
-        """Number of distinct words."""
-        self._merge()
-        return len(self._hashes)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays for `restore`. This merges the counts; if there are too many words, the counts therefore depend on
-        when this is called."""
-        self._merge()
-        return {"hashes": self._hashes, "counts": self._counts, "lacking": np.array(self.lacking)}
-
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self._hashes, self._counts, self.lacking = arrays["hashes"], arrays["counts"], int(arrays["lacking"])
-
-    def _merge(self) -> None:
-        if not self._pending:
-            return
-        hashes, counts = zip((self._hashes, self._counts), *self._pending, strict=True)
-        self._pending, self._held = [], 0
-        self._hashes, self._counts = sum_by_key(np.concatenate(hashes), np.concatenate(counts))
-        if len(self._hashes) > self.most:
-            index = len(self._counts) - self.most // 2 - 1
-            dropped = int(np.partition(self._counts, index)[index])
-            self.lacking += dropped
-            keep = self._counts > dropped
-            self._hashes, self._counts = self._hashes[keep], self._counts[keep]
+def rare_hashes(runs: Iterable[Path], least: int, most: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Sorted hashes and counts of the words that occur least ... most times, and the number of distinct words, from the
+    `runs` of tallies of words, as for `tally.sums`."""
+    hashes, counts, distinct = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
+    for words, often in sums(runs):
+        rare = (often >= least) & (often <= most)
+        hashes.append(words[rare])
+        counts.append(often[rare])
+        distinct += len(words)
+    return np.concatenate(hashes), np.concatenate(counts), distinct
 
 
 @dataclass(frozen=True)
@@ -144,35 +100,70 @@ def write_rare(
     hashes_file = folder / "hashes.npy"
     np.save(hashes_file, hashes, allow_pickle=False)
     words = [""] * len(hashes)
-    figures, files = {}, {split: [] for split in shards}
+    figures = {split: _Figures() for split in shards}
+    files: dict[str, list[dict[str, FileRecord]]] = {split: [] for split in shards}
     with progress("finding rare words", sum(map(sum, shards.values())), "tokens") as work:
         for split, sizes in shards.items():
-            occurrences = touched = sequences = 0
             for number, size in enumerate(sizes):
-                found = _find_in_shard(folder, split, number, size, hashes_file, wordpiece, submit, work)
-                _spell_new(words, found, folder / shard_file(split, number, "tokens"), wordpiece)
-                names = {part: shard_file(split, number, f"rare.{part}") for part in RARE}
-                files[split].append(
-                    {name: save_array(folder / name, getattr(found, part)) for part, name in names.items()}
-                )
-                occurrences += len(found.words)
-                row = SEQUENCE_TOKENS - 1  # the first position of a sequence is [CLS]
-                ends = found.positions + np.maximum(found.lengths, 1) - 1
-                touched += len(np.union1d(found.positions // row, ends // row))
-                sequences += -(-size // row)
-            figures[split] = {"occurrences": occurrences, "sequences": sequences, "sequences_touched": touched}
+                writers = {
+                    part: ArrayWriter(folder / shard_file(split, number, f"rare.{part}"), dtype)
+                    for part, dtype in RARE.items()
+                }
+                for found in _find_in_shard(folder, split, number, size, hashes_file, wordpiece, submit, work):
+                    _spell_new(words, found, folder / shard_file(split, number, "tokens"), wordpiece)
+                    for part, writer in writers.items():
+                        writer.append(getattr(found, part))
+                    figures[split].add(found)
+                files[split].append({writer.path.name: writer.close() for writer in writers.values()})
+                figures[split].tokens += size
     hashes_file.unlink()
 
     order = sorted(range(len(words)), key=lambda i: (-counts[i], words[i]))
     number_of = np.empty(len(words), np.int32)
     number_of[order] = np.arange(len(words))
-    for split, saved in files.items():
-        for number, records in enumerate(saved):
+    for split, written in files.items():
+        for number, records in enumerate(written):
             name = shard_file(split, number, "rare.words")
             compare(folder, {name: records[name]}, "it changed after it was written; check the disk")
-            records[name] = save_array(folder / name, number_of[np.load(folder / name, allow_pickle=False)])
+            records[name] = _number_words(folder / name, number_of)
     listed = {"words": [words[i] for i in order], "counts": [int(counts[i]) for i in order]}
-    return figures, files, save_json(folder / "rare_words.json", listed)
+    record = save_json(folder / "rare_words.json", listed)
+    return {split: found.record() for split, found in figures.items()}, files, record
+
+
+class _Figures:
+    """Numbers of occurrences of rare words, of sequences, and of sequences with a rare word, in a split. They do not
+    depend on where shards end."""
+
+    def __init__(self) -> None:
+        self.tokens = self.occurrences = self.touched = 0
+        self._last = -1  # the last sequence with a rare word
+
+    def add(self, found: RareWords) -> None:
+        """Counts the next words of the shard that begins after `tokens` tokens."""
+        row = SEQUENCE_TOKENS - 1  # the first position of a sequence is [CLS]
+        starts = found.positions + self.tokens
+        ends = starts + np.maximum(found.lengths, 1) - 1
+        sequences = np.union1d(starts // row, ends // row)
+        self.occurrences += len(starts)
+        self.touched += int((sequences > self._last).sum())
+        self._last = max([self._last, *sequences[-1:].tolist()])
+
+    def record(self) -> dict[str, int]:
+        """Entry of dataset.json."""
+        sequences = -(-self.tokens // (SEQUENCE_TOKENS - 1))
+        return {"occurrences": self.occurrences, "sequences": sequences, "sequences_touched": self.touched}
+
+
+def _number_words(path: Path, number_of: np.ndarray) -> FileRecord:
+    """Replaces the indices in a file by those in `number_of`, a block at a time; returns its new record."""
+    found = np.load(path, mmap_mode="r", allow_pickle=False)
+    writer = ArrayWriter(path.with_suffix(".new"), RARE["words"])
+    for first in range(0, len(found), BLOCK_TOKENS):
+        writer.append(number_of[found[first : first + BLOCK_TOKENS]])
+    record = writer.close()
+    writer.path.replace(path)
+    return record
 
 
 def _find_in_shard(
@@ -184,19 +175,17 @@ def _find_in_shard(
     wordpiece: WordPiece,
     submit: Callable[..., Future],
     work: Progress,
-) -> RareWords:
-    """The rare words of a shard of `size` tokens, found block by block in worker processes."""
+) -> Iterator[RareWords]:
+    """Yields the rare words of a shard of `size` tokens, found block by block in worker processes."""
     tokens_file = folder / shard_file(split, number, "tokens")
     documents = np.load(folder / shard_file(split, number, "documents"), allow_pickle=False)
     jobs = (
         (stop - start, None, submit(find_words, tokens_file, start, stop, hashes_file, wordpiece))
         for start, stop in _blocks(documents, size)
     )
-    parts = []
-    for tokens, _, part in in_order(jobs):
-        parts.append(vars(part))
+    for tokens, _, found in in_order(jobs):
+        yield found
         work.update(work.done + tokens)
-    return RareWords(**{name: np.concatenate([part[name] for part in parts]) for name in RARE})
 
 
 def _spell_new(words: list[str], found: RareWords, tokens_file: Path, wordpiece: WordPiece) -> None:

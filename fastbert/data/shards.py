@@ -26,6 +26,7 @@ from fastbert.progress import Progress, progress
 from fastbert.records import COUNT, check, read_json, seal_of
 
 FORMAT = "fastbert tokens"
+PART_FORMAT = "fastbert part of tokens"
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
 NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
@@ -223,6 +224,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} has no dataset.json: it is not a prepared folder; write one with fastbert prepare")
     record = read_json(path, "dataset")
+    if isinstance(record, dict) and record.get("format") == PART_FORMAT:
+        raise UserError(f"{folder} is a part of prepared data; join all parts with fastbert merge")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path} does not describe a prepared folder; write one with fastbert prepare")
     if record.get("format_version") != FORMAT_VERSION:

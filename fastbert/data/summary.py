@@ -37,14 +37,9 @@ def summary(dataset: dict[str, Any]) -> str:
         f"{rare['words']:,} of {rare['distinct_words']:,} distinct words are rare "
         f"({options['rare_min']} to {options['rare_max']} times in train); vocabulary {dataset['vocab_size']:,}"
     )
-    if lack := rare["counts_may_lack"]:
-        lines.append(
-            f"word counts may be too low by up to {lack}: there are too many distinct words to count exactly in memory"
-        )
     if count := dataset["duplicates"]["documents"]:
-        number = f"{count:,}" if dataset["duplicates"]["counted_all"] else f"at least {count:,}"
         dropped = "which were dropped" if options["drop_duplicates"] else "which --drop-duplicates leaves out"
-        lines.append(f"{number} exact duplicates of earlier documents, {dropped}")
+        lines.append(f"{count:,} exact duplicates of earlier documents, {dropped}")
     if len(sources := dataset.get("sources", [])) > 1:
         lines += ["", *source_counts.table(sources)]
     return "\n".join(lines)

@@ -46,9 +46,9 @@ def read_rows(path: Path, columns: Columns) -> Iterator[tuple[int, str, Cells]]:
             where = f"{path}, row {number}"
             yield position, where, values if columns.lists else _clean(values, where)
         return
-    with opened(path) as (raw, stream):
+    with opened(path) as (position, stream):
         for where, values in READERS[kind](stream, path, columns):
-            yield raw.tell(), where, values if columns.lists else _clean(values, where)
+            yield position(), where, values if columns.lists else _clean(values, where)
 
 
 def whole_rows(path: Path, texts: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbert.data.hashing import document_hash
-from fastbert.data.sources.source import Source, cut, text_bytes
+from fastbert.data.sources.source import Source, cut, no_text, text_bytes
 from fastbert.data.tokenizer_files import (
     ADDED,
     CONFIG,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SAMPLE_BYTES = 64 * 2**20  # maximum size of the UTF-8 text for training a tokenizer
+EXCERPT_BYTES = 2**30  # of text that is read to sample it
 SMALLEST_VOCABULARY = 256
 COMMON_CHARACTERS = 1000  # maximum number of characters that enter a trained vocabulary even if they are rare
 WORTH = 50  # any further character must make up 1 / (WORTH * vocab_size) of the text
@@ -181,14 +182,18 @@ def pieces_of(word: str, vocabulary: Container[str], within: bool = False) -> li
 
 
 def read_sample(source: Source, label: str) -> list[str]:
-    """The documents of a source that `sample_documents` selects; progress is shown with `label`."""
+    """The documents of `source.excerpt` that `sample_documents` selects; progress is shown with `label`."""
 
     def watched() -> Iterator[str]:
-        for text in source.documents():
+        text = None
+        for fraction, text in source.excerpt(EXCERPT_BYTES):
             yield text
-            work.update(source.position)
+            work.update(int(work.total * fraction))
+        if text is None:
+            raise no_text(source.spec)
+        work.update(work.total)
 
-    with progress(label, source.size) as work:
+    with progress(label, min(source.size, EXCERPT_BYTES)) as work:
         return sample_documents(watched())
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from fastbert.data.encoding import token_dtype
-from fastbert.data.integrity import HEADER_BYTES, FileRecord, compare, hash_of, npy_header, save_array
+from fastbert.data.integrity import HEADER_BYTES, FileRecord, compare, hash_of, npy_header, save_array, sync_file
 from fastbert.errors import UserError
 
 PARTS = ("tokens", "documents", "rare.positions", "rare.lengths", "rare.words")
@@ -17,6 +18,21 @@ PARTS = ("tokens", "documents", "rare.positions", "rare.lengths", "rare.words")
 def shard_file(split: str, number: int, part: str) -> str:
     """Name of a file of a shard, for example train-00000.tokens.npy."""
     return f"{split}-{number:05d}.{part}.npy"
+
+
+@dataclass(frozen=True)
+class WrittenSplit:
+    """Shards and totals of a split when all its documents are written."""
+
+    documents: int
+    bytes: int
+    """UTF-8 bytes of text."""
+    unigrams: np.ndarray
+    """int64 [V]: number of occurrences of each id."""
+    shards: list[int]
+    """Number of tokens of each shard."""
+    files: list[dict[str, FileRecord]]
+    """Name -> record of the files of each shard."""
 
 
 class SplitWriter:
@@ -67,9 +83,13 @@ class SplitWriter:
             self._finish_shard()
 
     def close(self) -> None:
-        """Finishes the last shard."""
+        """Ends the last shard; further documents begin another one."""
         if self._file is not None:
             self._finish_shard()
+
+    def written(self) -> WrittenSplit:
+        """All documents written so far, after `close`."""
+        return WrittenSplit(self.documents, self.bytes, self.unigrams, self.shards, self.files)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """JSON and arrays for `restore`. Flushes everything written so far to the disk."""
@@ -77,8 +97,7 @@ class SplitWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
         for name in (name for files in self.files[self._durable :] for name in files):
-            with open(self.folder / name, "rb") as file:
-                os.fsync(file.fileno())
+            sync_file(self.folder / name)
         self._durable = len(self.files)
         record = {"documents": self.documents, "bytes": self.bytes, "shards": self.shards, "files": self.files}
         record |= {"tokens": self._tokens, "sha256": self._sha.hexdigest()}

@@ -230,7 +230,7 @@ def test_lengths_that_differ_from_dataset_json(copy: Path) -> None:
 def test_files_of_an_interrupted_call_are_compared(
     source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_batches(monkeypatch, BATCH_CHARACTERS=1_500, STATE_BATCHES=3)
+    small_batches(monkeypatch, BATCH_CHARACTERS=1_500, STATE_SECONDS=0)
     options, add = options_of(source, tmp_path / "out"), corpus_module.Corpus.add
 
     def interrupted(self: corpus_module.Corpus, *arguments: object) -> None:

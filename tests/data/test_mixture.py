@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.sources import open_source
 from fastbert.data.sources.combined import Mixture, parse_weights
-from fastbert.data.sources.source import Source
+from fastbert.data.sources.source import Chunk, Source
 from fastbert.errors import UserError
 
 
 def memory(name: str, texts: list[str]) -> Source:
     sizes = [len(text.encode()) for text in texts]
-    return Source(
-        name, name, {"kind": name}, sum(sizes), lambda: ((sum(sizes[: n + 1]), t) for n, t in enumerate(texts))
-    )
+    chunk = Chunk(sum(sizes), lambda: ((sum(sizes[: n + 1]), t) for n, t in enumerate(texts)))
+    return Source(name, name, {"kind": name}, sum(sizes), [chunk])
 
 
 @st.composite

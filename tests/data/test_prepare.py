@@ -21,9 +21,9 @@ from fastbert.data import prepare as job
 from fastbert.data.corpus import BYTES_PER_WORKER, workers_for
 from fastbert.data.hashing import text_hash
 from fastbert.data.prepare import prepare, prepared_folder
-from fastbert.data.rare import WordCounter
 from fastbert.data.shards import open_dataset
-from fastbert.data.sources import Source, open_source
+from fastbert.data.sources import open_source
+from fastbert.data.tally import Tally, sums
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.writer import SplitWriter
 from fastbert.errors import UserError
@@ -87,7 +87,9 @@ def test_rare_words_against_a_count_in_plain_python(corpus: Path, split: str) ->
     assert list(zip(got.positions.tolist(), got.lengths.tolist(), got.words.tolist(), strict=True)) == want
     assert max(got.lengths) > 1
     figures = dataset.record["splits"][split]["rare"]
-    assert figures["occurrences"] == len(want)
+    touched = {row for p, n, _ in want for row in range(p // 127, (p + n - 1) // 127 + 1)}  # also across shards
+    sequences = -(-len(stream) // 127)
+    assert figures == {"occurrences": len(want), "sequences": sequences, "sequences_touched": len(touched)}
 
 
 def test_a_word_across_two_sequences_touches_both(tmp_path: Path) -> None:
@@ -310,27 +312,31 @@ def test_prepared_folder(corpus: Path, tmp_path: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 30), max_size=30), max_size=8))
-def test_word_counter_is_exact_while_it_has_room(batches: list[list[int]]) -> None:
-    counter, want = WordCounter(), Counter(itertools.chain(*batches))
-    for batch in batches:
-        keys, counts = np.unique(np.array(batch, np.uint64), return_counts=True)
-        counter.add(keys, counts)
-    hashes, counts = counter.between(2, 5)
-    assert dict(zip(hashes.tolist(), counts.tolist(), strict=True)) == {k: n for k, n in want.items() if 2 <= n <= 5}
-
-
-def test_word_counter_respects_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastbert.data.rare.PENDING", 1)
-    counter = WordCounter(most=100)
-    often = np.arange(50, dtype=np.uint64)
-    for n in range(1, 30):
-        counter.add(often, np.full(50, 2))
-        counter.add(np.arange(n * 1000, n * 1000 + 60, dtype=np.uint64), np.ones(60, np.int64))
-        assert len(counter) <= 100
-    hashes, counts = counter.between(20, 58)
-    assert hashes.tolist() == often.tolist() and counter.lacking > 0
-    assert (58 - counts <= counter.lacking).all()
+@given(st.lists(st.lists(st.integers(0, 30), max_size=30), max_size=8), st.integers(1, 40), st.integers(1, 40))
+def test_tallies_are_exact_for_any_size_of_their_tables(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], most: int, ranges: int
+) -> None:
+    """Of two parts, one of which continues from a saved state; tables are written to the disk when they are full."""
+    folder = tmp_path_factory.mktemp("tallies")
+    parts = [Tally(folder, "a", most), Tally(folder, "b", most)]
+    for number, batch in enumerate(batches):
+        keys, counts = np.unique(np.array(batch, np.uint64) << np.uint64(58), return_counts=True)
+        parts[number % 2].add(keys, counts)
+        if number == 4:
+            state = parts[0].state()
+            parts[0].add(keys, counts)  # lost in a kill
+            parts[0].flush()
+            parts[0] = Tally(folder, "a", most)
+            parts[0].restore(*state)
+    for part in parts:
+        part.flush()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastbert.data.tally.RANGE", ranges)
+        found = list(sums([*parts[0].paths, *parts[1].paths]))
+    hashes = [h for hashes, _ in found for h in hashes.tolist()]
+    counts = [n for _, counts in found for n in counts.tolist()]
+    want = Counter(key << 58 & 2**64 - 1 for key in itertools.chain(*batches))
+    assert hashes == sorted(want) and dict(zip(hashes, counts, strict=True)) == want
 
 
 @settings(max_examples=60, deadline=None)
@@ -372,9 +378,7 @@ def _die(*_: object) -> None:
 def test_workers_follow_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
 
-    def workers(size: int, asked: int = 0) -> int:
-        return workers_for(Source("a", "a", {}, size, lambda: iter(())), asked)
-
-    assert [workers(1), workers(BYTES_PER_WORKER), workers(100 * BYTES_PER_WORKER)] == [1, 2, 4]
-    assert workers(0) == 4, "of unknown size"
-    assert workers(1, asked=3) == 3
+    sizes = (1, BYTES_PER_WORKER, 100 * BYTES_PER_WORKER)
+    assert [workers_for(size, 0) for size in sizes] == [1, 2, 4]
+    assert workers_for(0, 0) == 4, "of unknown size"
+    assert workers_for(1, 3) == 3

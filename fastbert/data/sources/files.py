@@ -4,13 +4,14 @@ import glob
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from fastbert.data.columns import Columns
 from fastbert.data.formats import check_name, is_table, looks_like, opened, suffixes
 from fastbert.data.sources import source
-from fastbert.data.sources.source import Source
+from fastbert.data.sources.source import Chunk, Source
 from fastbert.data.tables import check_columns, read_rows
 from fastbert.data.text import pieces
 from fastbert.errors import UserError, brief
@@ -38,18 +39,10 @@ def open_files(spec: str, column: str, hint: str) -> tuple[Source, list[Path]]:
             warnings.append(
                 f"{path} looks like {other}, but is read as plain text because of its name, all characters included"
             )
-    sizes = [path.stat().st_size for path in paths]
-
-    def read() -> Iterator[tuple[int, str]]:
-        done = 0
-        for path, size in zip(paths, sizes, strict=True):
-            for position, text in read_file(path, column):
-                yield done + position, text
-            done += size
-
     identity = {"kind": "files", "files": [_identity(path) for path in paths]}
     name = paths[0].name.split(".")[0] or "text"
-    return Source(spec, name, identity, sum(sizes), read, warnings=warnings), paths
+    chunks = [Chunk(path.stat().st_size, partial(read_file, path, column)) for path in paths]
+    return Source(spec, name, identity, sum(chunk.size for chunk in chunks), chunks, warnings=warnings), paths
 
 
 def file_identity(path: Path) -> dict[str, Any]:
@@ -116,9 +109,9 @@ def read_file(path: Path, column: str) -> Iterator[tuple[int, str]]:
         UserError: the file cannot be read; the message names the line or row.
     """
     if not is_table(path):
-        with opened(path) as (raw, stream):
+        with opened(path) as (position, stream):
             for text in read_text(stream, path):
-                yield raw.tell(), text
+                yield position(), text
         return
     for position, where, (text,) in read_rows(path, Columns((column,))):
         if isinstance(text, str):

@@ -3,13 +3,14 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastbert.data.columns import Columns
 from fastbert.data.parquet import ROWS, cells_of, check_schema
 from fastbert.data.sources.files import file_identity
-from fastbert.data.sources.source import Source, text_bytes
+from fastbert.data.sources.source import Chunk, Source, text_bytes
 from fastbert.data.text import clean
 from fastbert.encodings import explain
 from fastbert.errors import UserError, nearest
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
 
 HUB = "hf:"
+CHUNK_ROWS = 2**16
 STREAM_ROWS = 256  # rows decoded at a time, with all columns
 STREAM_BUFFER = 2**22  # bytes requested at a time, for each column
 FORM = "hf:NAME[:CONFIG[:SPLIT]]"
@@ -68,7 +70,20 @@ def open_hub(spec: str, column: str, streamed: bool) -> Source:
         size, rows = _extent(builder, dataset, split)
     _check(dataset, column, spec)
     identity = {"kind": "datasets", "name": folder.name if folder.is_dir() else name, **identity}
-    return Source(spec, Path(name).name, identity, size, lambda: _read(dataset, column, spec, size, rows))
+    return Source(spec, Path(name).name, identity, size, _chunks(dataset, column, spec, size, rows))
+
+
+def _chunks(dataset: "Dataset | IterableDataset", column: str, spec: str, size: int, rows: int) -> list[Chunk]:
+    """Chunks of CHUNK_ROWS rows; a single one for a stream, which is read from its beginning only."""
+    if not hasattr(dataset, "num_rows"):
+        return [Chunk(size, partial(_read, dataset, column, spec, size, rows, 0))]
+    chunks = []
+    for start in range(0, max(rows, 1), CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, rows)
+        here = size * stop // max(rows, 1) - size * start // max(rows, 1)
+        part = dataset.select(range(start, stop)) if rows > CHUNK_ROWS else dataset
+        chunks.append(Chunk(here, partial(_read, part, column, spec, here, stop - start, start)))
+    return chunks
 
 
 def _saved(folder: Path, spec: str, config: str, split: str) -> Path:
@@ -156,17 +171,18 @@ def _check(dataset: "Dataset | IterableDataset", column: str, spec: str) -> None
 
 
 def _read(
-    dataset: "Dataset | IterableDataset", column: str, spec: str, size: int, rows: int
+    dataset: "Dataset | IterableDataset", column: str, spec: str, size: int, rows: int, before: int
 ) -> Iterator[tuple[int, str]]:
+    """Yields (bytes read, text) for `rows` rows of `size` bytes; `before` is the number of earlier rows, for errors."""
     done = held = 0
     with _refusals(spec):
         # Only this column is decoded, as Arrow, so images in other columns cost nothing.
         for batch in dataset.select_columns([column]).with_format("arrow").iter(ROWS):
-            texts = cells_of(batch.column(column), f"source {spec!r}, column {column!r}", done)
+            texts = cells_of(batch.column(column), f"source {spec!r}, column {column!r}", before + done)
             for text in texts:
                 done += 1
                 if text is not None:
-                    text = clean(text, f"source {spec!r}, row {done}")
+                    text = clean(text, f"source {spec!r}, row {before + done}")
                     held += text_bytes(text)
                     yield (size * min(done, rows) // rows if size else held), text
 

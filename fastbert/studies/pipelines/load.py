@@ -175,6 +175,8 @@ def _read_data(values: Any, where: str) -> dict[str, DataEntry]:
         options = {"source": given} if isinstance(given, str) else read_mapping(given, here, "a source")
         if "out" in options:
             raise UserError(f"{here}: out cannot be given here; the folder of a job is inside that of the pipeline")
+        if "part" in options:
+            raise UserError(f"{here}: part cannot be given here, since a pipeline prepares the whole source in one job")
         from_dict(PrepareOptions, {**options, "out": "data"}, here)
         entries[name] = DataEntry(name, options)
     return entries
