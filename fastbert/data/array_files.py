@@ -28,14 +28,14 @@ class _Descriptor:
     """An open file, closed as soon as nothing refers to it."""
 
     def __init__(self, path: Path) -> None:
-        self.number = -1
+        self.number, self._close = -1, os.close  # when Python ends, `os` may be gone before the last file
         with open_input(path) as file, input_errors(path):
             self.number = os.dup(file.fileno())
             os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self) -> None:
         if self.number >= 0:
-            os.close(self.number)
+            self._close(self.number)
 
 
 class OpenFiles:
