@@ -75,7 +75,7 @@ def test_an_error_of_the_thread_appears_at_its_step() -> None:
     stream = Watched(fails_at=12)
     with ReadAhead(batches(stream), 7, threaded=True) as rows:
         assert len(list(rows.at(0))) == 2
-        with pytest.raises(UserError, match="^shard 7 is damaged$"):
+        with pytest.raises(UserError, match=r"^shard 7 is damaged$"):
             list(rows.at(1))
     assert not readers()
 
