@@ -13,7 +13,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +59,9 @@ def evict(paths: list[Path]) -> None:
         os.close(handle)
 
 
-def memory(kind: str) -> int:
-    """Bytes of resident memory by the name in /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory(kind: str, process: int | str = "self") -> int:
+    """Bytes of a process's resident memory by the name in /proc/PID/status."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
@@ -115,24 +117,28 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def pretrain(folder: Path, notes: bool) -> dict[str, float]:
-    """Peak memory of two steps of `fastbert pretrain` at the limit, in bytes, and seconds."""
+    """Peak memory of two steps of `fastbert pretrain` at the limit, in bytes: all of it, and without mapped files."""
     options = json.loads((folder / "dataset.json").read_text())["options"]
     band = ["--notes.min-count", str(options["rare_min"]), "--notes.max-count", str(options["rare_max"])]
     shape = ["--layers", "2", "--width", "32", "--heads", "2", "--length", "128", "--batch-size", "64", "--steps", "2"]
     command = [sys.executable, "-m", "fastbert", "pretrain", "--data", str(folder), "--out", f"{folder}-run", *shape]
     command += ["--eval-sequences", "16", *(["--notes.enabled", *band] if notes else [])]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        ["bash", "-c", f'ulimit -n {LIMIT}; exec "$@"', "bash", *command],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    printed = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    limited = ["bash", "-c", f'ulimit -n {LIMIT}; exec "$@"', "bash", *command]
+    process = subprocess.Popen(limited, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    printed: list[str] = []
+    reader = threading.Thread(target=lambda: printed.append(process.stderr.read()))
+    reader.start()
+    whole = own = 0
+    while process.poll() is None:  # not `ru_maxrss`, which begins with the memory of this process
+        with suppress(OSError, StopIteration):
+            whole, own = max(whole, memory("VmHWM", process.pid)), max(own, memory("RssAnon", process.pid))
+        time.sleep(0.05)
+    reader.join()
     shutil.rmtree(f"{folder}-run", ignore_errors=True)
-    if status:
-        raise SystemExit(f"{' '.join(command)}:\n{printed}")
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}:\n{printed[0]}")
     name = "with notes" if notes else "without notes"
-    return {f"peak {name}": 1024 * usage.ru_maxrss, f"seconds {name}": time.perf_counter() - start}
+    return {f"peak {name}": whole, f"own peak {name}": own}
 
 
 def main(base: Path, out: Path) -> None:
