@@ -28,6 +28,7 @@ FOLDER = "notes"
 VERSION = 1
 OCCURRENCES, RECORD = "occurrences.bin", "record.json"
 BLOCK_TOKENS = 2**24  # tokens whose occurrences are in memory at a time
+BLOCK_POSITIONS = 2**20  # positions of a finished index that are read at a time
 _SHAPE = {"occurrences": COUNT, "tokens": COUNT, "squares": COUNT, "file": {"bytes": COUNT, "sha256": str}}
 
 
@@ -100,8 +101,8 @@ def index_folder(data: Path, split: str, shards: list[Any], row_of_word: np.ndar
 def distinct(positions: np.ndarray, size: int) -> int:
     """Number of segments of `size` tokens that contain one of the ascending positions."""
     count, last = 0, -1
-    for start in range(0, len(positions), BLOCK_TOKENS):
-        segments = positions[start : start + BLOCK_TOKENS] // size
+    for start in range(0, len(positions), BLOCK_POSITIONS):
+        segments = positions[start : start + BLOCK_POSITIONS] // size
         count += int((np.diff(segments, prepend=last) != 0).sum())
         last = segments[-1]
     return count

@@ -89,6 +89,6 @@ def test_a_folder_that_cannot_be_written(dataset: Dataset, capsys: pytest.Captur
 def test_segments_that_contain_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     positions = np.array([0, 3, 9, 10, 25, 26, 99])
     for block in (1, 2, 3, 100):
-        monkeypatch.setattr(note_index, "BLOCK_TOKENS", block)
+        monkeypatch.setattr(note_index, "BLOCK_POSITIONS", block)
         assert [distinct(positions, size) for size in (1, 10, 1000)] == [7, 4, 1]
     assert distinct(positions[:0], 10) == 0
