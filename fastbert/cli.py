@@ -363,7 +363,7 @@ def run_command(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (UserError, OSError, ImportError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         found = None if isinstance(error, OSError) and standard_output_fails() else user_error(error)
         if found is None:
             raise

@@ -5,7 +5,7 @@ random number, because rows are indexed by their position in the global batch.
 """
 
 import torch
-from fastbert_kernels.hashing import combine, signed
+from fastbert_kernels.hashing import GOLDEN, combine, mix, signed
 from torch import Tensor
 
 PURPOSES = {
@@ -45,15 +45,15 @@ def permute(index: Tensor, count: int, seed: int, epoch: int) -> Tensor:
         raise ValueError(f"cannot permute {count} rows")
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
-    keys = row_keys(seed, "order", epoch, torch.arange(4))  # four rounds: Luby and Rackoff 1988
+    keys = mix(row_keys(seed, "order", epoch, torch.arange(4)) + GOLDEN)  # four rounds: Luby and Rackoff 1988
 
     def rounds(x: Tensor) -> Tensor:
         left, right = x >> half, x & low
         for key in keys:
-            left, right = right, left ^ (combine(key, right.to(torch.int32)).long() & low)
+            left, right = right, left ^ (mix(key ^ right.to(torch.int32)).long() & low)  # `combine`, its key mixed once
         return (left << half) | right
 
     out = rounds(index)
     while bool((outside := out >= count).any()):
-        out = torch.where(outside, rounds(out), out)
+        out[outside] = rounds(out[outside])
     return out

@@ -78,6 +78,8 @@ def user_error(error: BaseException) -> UserError | None:
     if out_of_memory(error):
         first = " ".join((str(error).strip().splitlines() or [""])[0].split())
         return UserError(f"out of memory{f' ({brief(first, str)})' if first else ''}; {MEMORY_REMEDY}")
+    if "Too many open files" in str(error) and getattr(error, "errno", None) is None:  # libraries in Rust and C++
+        return UserError("{}; {}".format(*REASONS[errno.EMFILE]))
     for words, (what, remedy) in _WITHOUT_NUMBER.items():
         if isinstance(error, RuntimeError | FileNotFoundError) and words in str(error):
             return UserError(f"{what}; {remedy}")

@@ -87,11 +87,11 @@ def neighbors(words: NoteWords, losses: Losses, distance: int) -> tuple[np.ndarr
     masked, near, inside = (np.zeros((len(losses.rows), length), bool) for _ in range(3))
     np.put_along_axis(masked, losses.positions, losses.masked, axis=1)
     order = np.argsort(losses.rows)
-    row = np.searchsorted(losses.rows, words.positions // words.width, sorter=order)
+    row = np.searchsorted(losses.rows, words.index.positions // words.width, sorter=order)
     row = order[np.minimum(row, len(order) - 1)]
-    here = losses.rows[row] == words.positions // words.width
-    firsts = words.positions % words.width + 1
-    for number, first, size in zip(row[here], firsts[here], words.lengths[here].astype(int), strict=True):
+    here = losses.rows[row] == words.index.positions // words.width
+    firsts = words.index.positions % words.width + 1
+    for number, first, size in zip(row[here], firsts[here], words.index.lengths[here].astype(int), strict=True):
         inside[number, first : first + size] = True
         if not masked[number, first : first + size].any():
             near[number, max(0, first - distance) : first + size + distance] = True

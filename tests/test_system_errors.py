@@ -115,6 +115,12 @@ def test_the_command_line_prints_refusals_and_raises_the_rest(monkeypatch, capsy
     assert "the disk is full" in capsys.readouterr().err
     assert job(RuntimeError("can't start new thread")) == 2
     assert "ulimit -u" in capsys.readouterr().err
+    missing = ImportError("libgfortran.so: cannot open shared object file: Too many open files", name="scipy")
+    for error in (Exception("Too many open files (os error 24)"), missing, raised(errno.EMFILE)):
+        assert job(error) == 2
+        assert re.fullmatch(
+            r"error: too many files are open(: a/file)?; raise the limit \(ulimit -n\)\n", capsys.readouterr().err
+        )
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     with pytest.raises(FileNotFoundError) as found:

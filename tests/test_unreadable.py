@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 
 from fastbert import cli
+from fastbert.data.array_files import map_array
 from fastbert.data.columns import Columns
 from fastbert.data.integrity import hash_of, npy_header
 from fastbert.data.partial import Partial, partial_folder
-from fastbert.data.shards import map_array
 from fastbert.data.sources import open_source
 from fastbert.data.tables import read_rows
 from fastbert.errors import UserError

@@ -8,15 +8,15 @@ permutations. With replay, the rows of two streams alternate: see `fastbert.data
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.data.note_words import NoteWords, Occurrences, StepWords, to_device
+from fastbert.data.note_words import JoinedNoteWords, NoteWords, Occurrences, StepWords
 from fastbert.data.replay import ReplaySchedule
 from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
@@ -106,31 +106,55 @@ class PackedRows:
             step_words: with a note dictionary, the words of the global batch; None if `rows` are the global batch.
             counted: `Batch.counted`.
         """
+        return self.moved(self.on_host(rows, row_indices, step_words, counted), device)
+
+    def on_host(
+        self, rows: np.ndarray, row_indices: np.ndarray, step_words: StepWords | None = None, counted: bool = True
+    ) -> Batch:
+        """Reads `rows` into memory of the host, without the documents, which the device computes."""
         ids = np.empty((len(rows), self.length), dtype=np.int64)
         ids[:, 0] = self.cls_id
         width = self.length - 1
-        for i, row in enumerate(rows):
-            ids[i, 1:] = self.stream.read(int(row) * width, (int(row) + 1) * width)
-        input_ids, indices = (to_device(array, device) for array in (ids, row_indices.astype(np.int64)))
-        documents = documents_of(input_ids, self.sep_id) if self.document_mask else (None, None)
+        for i, start in enumerate((rows * width).tolist()):
+            ids[i, 1:] = self.stream.read(start, start + width)
         noted = None
         if self.noted is not None:
-            noted = self.noted.read(rows if counted else rows[:0], step_words or self.noted.step_words(rows), device)
-        return Batch(input_ids, indices, *documents, noted, counted)
+            noted = self.noted.read(rows if counted else rows[:0], step_words or self.noted.step_words(rows))
+        indices = row_indices.astype(np.int64)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(indices), noted=noted, counted=counted)
 
-    def read_part(
-        self,
-        part: slice,
-        rows: np.ndarray,
-        row_indices: np.ndarray,
-        device: torch.device,
-        step_words: StepWords | None = None,
+    def moved(self, batch: Batch, device: torch.device) -> Batch:
+        """Copies a batch of `on_host` to `device` without waiting for the copy, and finds the documents."""
+        batch = map_tensors(batch, lambda tensor: to_device(tensor, device))
+        if self.document_mask:
+            documents, positions = documents_of(batch.input_ids, self.sep_id)
+            batch = replace(batch, document_ids=documents, position_ids=positions)
+        return batch
+
+    def part_on_host(
+        self, part: slice, rows: np.ndarray, row_indices: np.ndarray, step_words: StepWords | None = None
     ) -> Batch:
         """Reads a `part` of `rows`; if it is empty, the first row, which does not count. Its loss is finite if that of
         all `rows` is, so that zero times its loss is zero."""
         counted = part.start < part.stop
         part = part if counted else slice(1)
-        return self.read(rows[part], row_indices[part], device, step_words, counted)
+        return self.on_host(rows[part], row_indices[part], step_words, counted)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A batch, or a part of one, with `function` applied to all its tensors."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_dataclass(value):
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
+    return value
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor to a device. A GPU copies it from pinned memory, which PyTorch reserves until the copy ended."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 class JoinedStreams:
@@ -163,9 +187,9 @@ class ReplayedRows(PackedRows):
         """
         width = new.length - 1
         joined = JoinedStreams(new.stream, old.stream, width)
-        noted = None if new.noted is None else new.noted.joined(old.noted, joined.border, fraction)
-        super().__init__(joined, new.length, new.cls_id, new.sep_id, new.document_mask, noted)
         self.new_rows, self.old_rows, self.first_old = len(new), len(old), joined.border // width
+        noted = None if new.noted is None else JoinedNoteWords(new.noted, old.noted, self.first_old, fraction)
+        super().__init__(joined, new.length, new.cls_id, new.sep_id, new.document_mask, noted)
 
     def __len__(self) -> int:
         """Number of whole rows."""
@@ -239,6 +263,10 @@ class TrainingBatches:
 
     def at(self, step: int) -> Iterator[Batch]:
         """Micro-batches of this rank in `step` (from 0), the same number on every rank."""
+        return (self.moved(batch, step) for batch in self.on_host(step))
+
+    def on_host(self, step: int) -> Iterator[Batch]:
+        """The same in memory of the host, for `moved`. A function of the step alone, so any thread may call it."""
         stage = self.plan.at(step)
         rows = self.rows[stage.length]
         row_indices = np.arange(stage.batch_size)
@@ -246,7 +274,11 @@ class TrainingBatches:
         step_words = None if rows.noted is None else rows.noted.step_words(selected)
         micro = max(1, self.micro_batch_size * self.plan.lengths[-1] // stage.length)
         for part in self.world.parts(stage.batch_size, micro):
-            yield rows.read_part(part, selected, row_indices, self.device, step_words)
+            yield rows.part_on_host(part, selected, row_indices, step_words)
+
+    def moved(self, batch: Batch, step: int) -> Batch:
+        """Copies a batch of `on_host(step)` to the device."""
+        return self.rows[self.plan.at(step).length].moved(batch, self.device)
 
     def order(self, numbers: np.ndarray, length: int) -> np.ndarray:
         """Rows of the stream, int64, for the sequences of this `length` with these numbers in the run (from 0)."""
@@ -279,4 +311,4 @@ def validation_batches(
     count = min(sequences, len(rows))
     indices = np.arange(count) * len(rows) // count
     for part in world.parts(count, micro_batch_size):
-        yield rows.read_part(part, indices, indices, device)
+        yield rows.moved(rows.part_on_host(part, indices, indices), device)

@@ -1,18 +1,16 @@
 """Rare words of the note dictionary (arXiv 2008.01466): choice of the words, and their positions in the rows.
 
-This code runs on the host while batches are read, and the device receives index arrays with a few fixed shapes. A word
+The index arrays are made on the host while batches are read, with a few fixed shapes. A word
 that is cut by the end of a row is ignored there.
 
 Shapes: R occurrences and P tokens of a micro-batch, U distinct words of a global batch, each padded to a multiple of
 BUCKET with at least one padding entry; E windows of W tokens, padded to one of a few sizes.
 """
 
-import copy
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -20,14 +18,14 @@ import torch
 from torch import Tensor
 
 from fastbert.data.encoding import hash_words, spread, word_starts
+from fastbert.data.note_index import note_index
 from fastbert.data.shards import Dataset, TokenStream
 from fastbert.errors import UserError
-from fastbert.progress import Progress, progress
+from fastbert.progress import progress
 
 BUCKET = 64
 SENTENCE = 25  # words; the paper counts sentences
 PIECES = 4  # of a word in one window; a longer window is split
-BLOCK_ROWS = 2**18  # rows read at a time while words are found
 BLOCK_TOKENS = 2**24  # tokens read at a time while words are chosen
 SAMPLE_TOKENS = 2**24  # tokens read to suggest another range of counts
 
@@ -63,7 +61,7 @@ class ContextWindows:
 
 @dataclass(frozen=True)
 class Occurrences:
-    """Occurrences of words with notes in a micro-batch [B, T], on the device. Positions are indices into B T tokens."""
+    """Occurrences of words with notes in a micro-batch [B, T]. Positions are indices into B T tokens."""
 
     words: Tensor
     """int64 [U]: rows of the dictionary, each once; padding repeats row 0 with a count of 0."""
@@ -138,17 +136,6 @@ def segment_tokens(dataset: Dataset) -> int:
     return max(1, round(SENTENCE * train["tokens"] / max(1, train["words"])))
 
 
-def _whole_words(stream: TokenStream, length: int, work: Progress) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields blocks of (position, pieces, rare word) for rare words that are whole in a row, in stream order."""
-    width = length - 1
-    rows = len(stream) // width
-    for start in range(0, rows, BLOCK_ROWS):
-        found = stream.rare(start * width, min(start + BLOCK_ROWS, rows) * width)
-        whole = (found.positions + np.maximum(found.lengths, 1) - 1) // width == found.positions // width
-        yield found.positions[whole], found.lengths[whole], found.words[whole]
-        work.update(min(start + BLOCK_ROWS, rows) * width)
-
-
 def _no_words(dataset: Dataset, least: int, most: int) -> str:
     """Error message for a range of counts without words, with the nearest wider range that has words; ranges with rarer
     words are tried first."""
@@ -179,92 +166,86 @@ def _all_counts(dataset: Dataset) -> np.ndarray:
     return np.unique(hashes[real], return_counts=True)[1] * len(stream) // len(tokens)
 
 
-class NoteWords:
-    """Occurrences of the chosen words in the rows of a split. Each takes 14 bytes of memory."""
+@dataclass(frozen=True)
+class Found:
+    """Occurrences in rows of a split, in the order of the rows. All arrays are int64 [R]."""
 
-    def __init__(self, stream: TokenStream, row_of_word: np.ndarray, length: int, half_window: int) -> None:
+    rows: np.ndarray
+    """Index of the row among those that were searched."""
+    positions: np.ndarray
+    """Position of the first piece among the row's tokens of the stream."""
+    lengths: np.ndarray
+    """Number of pieces."""
+    words: np.ndarray
+    """Row of the word in the dictionary."""
+    lefts: np.ndarray
+    """Tokens of the document before the first piece, at most those of a row."""
+    rights: np.ndarray
+    """Tokens of the document from the first piece on, without its [SEP], at most those of a row."""
+
+
+class NoteWords:
+    """Occurrences of the chosen words in the rows of a split, mapped into memory."""
+
+    def __init__(
+        self, stream: TokenStream, row_of_word: np.ndarray, length: int, half_window: int, folder: Path | None = None
+    ) -> None:
         """
         Args:
             row_of_word: result of `choose_words`.
             length: T.
             half_window: k, tokens of context on either side of a word.
+            folder: folder of their index, by `index_folder`; None writes a temporary one.
         """
-        self.width, self.half_window = length - 1, half_window
-        self.documents = np.append(stream.documents, len(stream))
-        parts = [(np.zeros(0, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.int32))]
-        with progress("finding the words of the note dictionary", len(stream), "tokens") as work:
-            for positions, lengths, words in _whole_words(stream, length, work):
-                words = row_of_word[words]
-                noted = words >= 0
-                parts.append((positions[noted], lengths[noted], words[noted]))
-        self.positions, self.lengths, self.words = (
-            np.concatenate(part).astype(part[0].dtype) for part in zip(*parts, strict=True)
-        )
-        self.rows = len(stream) // self.width
-
-    def joined(self, other: "NoteWords", border: int, fraction: float) -> "NoteWords":
-        """The occurrences in this stream and, from position `border` on, in another one, of which this `fraction` of
-        the rows are read."""
-        out = copy.copy(self)
-        out.documents = np.concatenate([self.documents, other.documents + border])
-        out.positions = np.concatenate([self.positions, other.positions + border])
-        out.lengths = np.concatenate([self.lengths, other.lengths])
-        out.words = np.concatenate([self.words, other.words])
-        out.rows = border // self.width + other.rows
-        out.frequencies = self.frequencies.mixed(other.frequencies, fraction, self.width + 1)
-        return out
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all occurrences."""
-        return int(self.lengths.sum(dtype=np.int64))
-
-    @cached_property
-    def frequencies(self) -> "NoteFrequencies":
+        self.width, self.half_window, self.rows = length - 1, half_window, len(stream) // (length - 1)
+        self.index = note_index(stream, row_of_word, self.width, folder)
+        rows, tokens, index = max(1, self.rows), length, self.index
+        mean = len(index.positions) / rows
+        variance = index.squares / rows - mean**2
+        self.frequencies = NoteFrequencies(mean / tokens, variance / tokens, index.tokens / rows / tokens)
         """Frequencies in the split."""
-        rows, tokens = max(1, self.rows), self.width + 1
-        _, counts = np.unique(self.positions // self.width, return_counts=True)
-        mean = len(self.positions) / rows
-        variance = float(np.square(counts, dtype=np.float64).sum()) / rows - mean**2
-        return NoteFrequencies(mean / tokens, variance / tokens, self.tokens / rows / tokens)
 
-    def step_words(self, indices: np.ndarray) -> StepWords:
-        """The words in the rows `indices` of a whole global batch."""
-        found, _ = self._find(indices)
-        return StepWords(*np.unique(self.words[found].astype(np.int64), return_counts=True))
+    def find(self, rows: np.ndarray) -> Found:
+        """The occurrences in these rows of the split."""
+        starts, index = np.asarray(rows, dtype=np.int64) * self.width, self.index
+        first, stop = (np.searchsorted(index.positions, border) for border in (starts, starts + self.width))
+        here, row = spread(first, stop - first), np.repeat(np.arange(len(starts)), stop - first)
+        others = (array[here].astype(np.int64) for array in (index.lengths, index.words, index.lefts, index.rights))
+        return Found(row, index.positions[here] - starts[row], *others)
 
-    def read(self, indices: np.ndarray, step: StepWords, device: torch.device) -> Occurrences:
-        """The occurrences in the rows `indices`, a part of the global batch with the words `step`.
+    def step_words(self, rows: np.ndarray) -> StepWords:
+        """The words in the rows of a whole global batch."""
+        return StepWords(*np.unique(self.find(rows).words, return_counts=True))
+
+    def read(self, rows: np.ndarray, step: StepWords) -> Occurrences:
+        """The occurrences in these rows, a part of the global batch with the words `step`, in memory of the host.
 
         A window has up to k tokens on either side of the word, within its row and its document. It excludes [CLS] and
         the [SEP] after a document, which represent no word.
         """
-        found, row = self._find(indices)
-        position, length = self.positions[found], self.lengths[found].astype(np.int64)
-        document = np.searchsorted(self.documents, position, side="right") - 1
-        document_end = self.documents[document + 1] - 1  # position of its [SEP]
-        row_start = np.asarray(indices, dtype=np.int64)[row] * self.width
-        first = np.maximum(position - self.half_window, np.maximum(self.documents[document], row_start))
-        stop = np.minimum(position + length + self.half_window, np.minimum(document_end, row_start + self.width))
-        # A row of the batch begins with its [CLS].
-        offset = row * (self.width + 1) + 1 - row_start
-        slots = np.searchsorted(step.words, self.words[found])
+        found = self.find(rows)
+        position, length = found.positions, found.lengths
+        first = np.maximum(position - np.minimum(found.lefts, self.half_window), 0)
+        stop = np.minimum(position + np.minimum(found.rights, length + self.half_window), self.width)
+        offset = found.rows * (self.width + 1) + 1  # a row of the batch begins with its [CLS]
+        slots = np.searchsorted(step.words, found.words)
 
-        distinct, occurrences, tokens = _bucket(len(step.words)), _bucket(len(found)), _bucket(int(length.sum()))
+        real = int(length.sum())
+        distinct, occurrences, tokens = _bucket(len(step.words)), _bucket(len(length)), _bucket(real)
         of_words = np.zeros((2, distinct), np.int64)
         of_words[:, : len(step.words)] = step.words, step.counts
         of_occurrences = np.zeros((3, occurrences), np.int64)
         of_occurrences[0] = distinct - 1
-        of_occurrences[:, : len(found)] = slots, position + offset, length
+        of_occurrences[:, : len(length)] = slots, position + offset, length
         of_tokens = np.zeros((2, tokens), np.int64)
         of_tokens[1] = occurrences - 1
-        real = length.sum()
-        of_tokens[:, :real] = spread(position + offset, length), np.repeat(np.arange(len(found)), length)
-        fields = (field for part in (of_words, of_occurrences, of_tokens) for field in to_device(part, device))
-        return Occurrences(*fields, self._windows(slots, first + offset, stop - first, len(indices), distinct, device))
+        of_tokens[:, :real] = spread(position + offset, length), np.repeat(np.arange(len(length)), length)
+        arrays = (array for part in (of_words, of_occurrences, of_tokens) for array in part)
+        windows = self._windows(slots, first + offset, stop - first, len(rows), distinct)
+        return Occurrences(*map(torch.from_numpy, arrays), windows)
 
     def _windows(
-        self, slots: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, rows: int, distinct: int, device: torch.device
+        self, slots: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, rows: int, distinct: int
     ) -> ContextWindows:
         """The contexts of a micro-batch of `rows` rows with `distinct` words, in windows."""
         size = window_size(self.half_window, self.width + 1)
@@ -277,14 +258,33 @@ class NoteWords:
         of_windows[0], of_windows[3] = distinct - 1, 1
         left = np.minimum(lengths[context] - before, size)
         of_windows[:, : len(context)] = slots[context], firsts[context] + before, left, lengths[context]
-        return ContextWindows(*to_device(of_windows, device), size, padded is None)
+        return ContextWindows(*map(torch.from_numpy, of_windows), size, padded is None)
 
-    def _find(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the split's occurrences in the rows `indices`, and for each the index of its row in `indices`,
-        int64."""
-        starts = np.asarray(indices, dtype=np.int64) * self.width
-        first, stop = (np.searchsorted(self.positions, border) for border in (starts, starts + self.width))
-        return spread(first, stop - first), np.repeat(np.arange(len(starts)), stop - first)
+
+class JoinedNoteWords(NoteWords):
+    """Occurrences in the rows of two splits behind each other."""
+
+    def __init__(self, first: NoteWords, second: NoteWords, border: int, fraction: float) -> None:
+        """
+        Args:
+            border: first row of the second split.
+            fraction: fraction of the rows that are read from the second split.
+        """
+        self.width, self.half_window, self.rows = first.width, first.half_window, border + second.rows
+        self.first, self.second, self.border = first, second, border
+        self.frequencies = first.frequencies.mixed(second.frequencies, fraction, self.width + 1)
+
+    def find(self, rows: np.ndarray) -> Found:
+        rows = np.asarray(rows, dtype=np.int64)
+        parts = []
+        for part, here, start in (
+            (self.first, np.flatnonzero(rows < self.border), 0),
+            (self.second, np.flatnonzero(rows >= self.border), self.border),
+        ):
+            found = part.find(rows[here] - start)
+            parts.append(replace(found, rows=here[found.rows]))
+        order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
+        return Found(*(np.concatenate([getattr(part, f.name) for part in parts])[order] for f in fields(Found)))
 
 
 def window_size(half_window: int, length: int) -> int:
@@ -335,9 +335,3 @@ def window_sizes(frequencies: NoteFrequencies, rows: int, length: int, size: int
 def _bucket(count: int) -> int:
     """Next multiple of BUCKET above `count`, so that there are few distinct shapes."""
     return (count // BUCKET + 1) * BUCKET
-
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copies an array to a device without waiting for the copy."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,27 +1,22 @@
-"""Reader of a prepared folder: memory-mapped tokens across shards, document starts, rare words, counts."""
+"""Reader of a prepared folder: tokens across shards, document starts, rare words, counts."""
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastbert.data.array_files import AGAIN, ArrayFile, check_header, map_array
 from fastbert.data.encoding import token_dtype
-from fastbert.data.integrity import (
-    HEADER_BYTES,
-    FileRecord,
-    ascending_within,
-    compare,
-    npy_header,
-    remember,
-    unverified,
-)
+from fastbert.data.integrity import FileRecord, ascending_within, compare, remember, unverified
 from fastbert.data.rare import RARE, RareWords
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.writer import PARTS, shard_file
 from fastbert.errors import UserError, brief, choose
-from fastbert.inputs import input_errors, open_input
 from fastbert.progress import Progress, progress
 from fastbert.records import COUNT, check, read_json, seal_of
 
@@ -29,10 +24,8 @@ FORMAT = "fastbert tokens"
 PART_FORMAT = "fastbert part of tokens"
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
-NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
 LARGEST_RARE = 2**28  # bytes of rare_words.json
 BLOCK = 2**22  # numbers whose range is checked at a time
-AGAIN = "prepare it again (fastbert prepare) after removing the folder"
 
 
 _FILE = {"bytes": COUNT, "sha256": str}
@@ -75,11 +68,11 @@ class TokenStream:
         """
         self.split, self._folder, self._record = split, folder, record
         self._vocab_size, self._rare_words = len(wordpiece.tokens), rare
-        self._borders = np.cumsum([0] + [shard["tokens"] for shard in record["shards"]])
+        self._borders = list(accumulate((shard["tokens"] for shard in record["shards"]), initial=0))
         dtypes = {"tokens": token_dtype(self._vocab_size), "rare.lengths": np.uint16, "rare.words": np.int32}
-        self._parts = {
+        self._files = {
             part: [
-                map_array(folder / shard_file(split, number, part), np.dtype(dtypes.get(part, np.int64)))
+                ArrayFile(folder / shard_file(split, number, part), np.dtype(dtypes.get(part, np.int64)))
                 for number in range(len(record["shards"]))
             ]
             for part in PARTS
@@ -93,29 +86,65 @@ class TokenStream:
 
     def __len__(self) -> int:
         """Number of tokens."""
-        return int(self._borders[-1])
+        return self._borders[-1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start ... stop - 1, uint16 or uint32 [stop - start]; a read-only view within a shard.
+        """Tokens start ... stop - 1, read-only, uint16 or uint32 [stop - start].
 
         Raises:
             IndexError: not 0 <= start <= stop <= len(self).
-            UserError: an id is not in the vocabulary.
+            UserError: a file cannot be read, or an id is not in the vocabulary.
         """
         self._check(start, stop)
-        stretches = [self._tokens(n, a, b) for n, a, b in self._stretches(start, stop)]
+        stretches = [self._tokens(n, self._files["tokens"][n].read(a, b)) for n, a, b in self._stretches(start, stop)]
         return np.concatenate(stretches) if len(stretches) > 1 else stretches[0]
 
-    @cached_property
+    @property
     def documents(self) -> np.ndarray:
         """Position of every document's first token, int64. Raises a UserError if the positions do not ascend."""
-        for number, starts in enumerate(self._parts["documents"]):
-            self._check_documents(number, starts)
-        parts = zip(self._parts["documents"], self._borders[:-1], strict=True)
-        return np.concatenate([starts + border for starts, border in parts])
+        return np.concatenate([self._document_starts(n) + border for n, border in enumerate(self._borders[:-1])])
+
+    def document_borders(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First token of the document of each token, and the first token after it.
+
+        Args:
+            positions: int64, ascending.
+
+        Returns:
+            Two arrays, int64, of the shape of `positions`.
+
+        Raises:
+            UserError: starts of documents do not ascend.
+        """
+        first, end = np.empty_like(positions), np.empty_like(positions)
+        for number, (low, high) in enumerate(pairwise(self._borders)):
+            here = slice(*np.searchsorted(positions, (low, high)))
+            if here.start == here.stop:
+                continue
+            # A document may have begun in an earlier shard, and end in a later one.
+            starts = [[self._last_start(number)], self._document_starts(number) + low, [self._next_start(number)]]
+            borders = np.concatenate(starts)
+            after = np.searchsorted(borders, positions[here], side="right")
+            first[here], end[here] = borders[after - 1], borders[after]
+        return first, end
+
+    def _last_start(self, number: int) -> int:
+        """Start of the last document of the shards before shard `number`; 0 if there is none."""
+        for n in range(number - 1, -1, -1):
+            if len(starts := self._document_starts(n)):
+                return self._borders[n] + int(starts[-1])
+        return 0
+
+    def _next_start(self, number: int) -> int:
+        """Start of the first document of the shards after shard `number`; the end of the stream if there is none."""
+        for n in range(number + 1, len(self._borders) - 1):
+            if len(starts := self._document_starts(n)):
+                return self._borders[n] + int(starts[0])
+        return len(self)
 
     def rare(self, start: int, stop: int) -> RareWords:
-        """The rare words whose first piece is within start ... stop - 1.
+        """The rare words whose first piece is within start ... stop - 1. It maps the shards' files of rare words, so
+        it is for long parts of the stream.
 
         Raises:
             IndexError: as in `read`.
@@ -124,39 +153,61 @@ class TokenStream:
         self._check(start, stop)
         found = []
         for number, first, last in self._stretches(start, stop):
-            a, b = np.searchsorted(self._parts["rare.positions"][number], [first, last])
-            positions, lengths, words = self._rare(number, int(a), int(b))
-            found.append((positions + self._borders[number], lengths, words))
+            files = [self._files[f"rare.{part}"][number].map() for part in RARE]
+            a, b = np.searchsorted(files[0], [first, last])
+            positions, lengths, words = self._rare(number, *(file[a:b] for file in files))
+            # Copies, so that no map stays open.
+            found.append((positions + self._borders[number], lengths.copy(), words.copy()))
         return RareWords(*map(np.concatenate, zip(*found, strict=True)))
+
+    def check_files(self) -> None:
+        """Compares the lengths of the shards' files with dataset.json, without reading them; raises a UserError."""
+        for number, shard in enumerate(self._record["shards"]):
+            sizes = {part: len(self._files[part][number]) for part in PARTS}
+            if sizes["tokens"] != shard["tokens"] or len({sizes[f"rare.{part}"] for part in RARE}) > 1:
+                name = self._folder / shard_file(self.split, number, "tokens")
+                raise UserError(f"{name} and the files next to it differ in length from dataset.json; {AGAIN}")
+        if self.unigrams.shape != (self._vocab_size,) or self.unigrams.sum() != len(self):
+            raise UserError(f"{self._folder / f'unigram-{self.split}.npy'} does not match the tokens; {AGAIN}")
+
+    def check_headers(self, names: Collection[str]) -> None:
+        """Raises a UserError if the header of one of the shards' files with these `names` does not match."""
+        for files in self._files.values():
+            for file in files:
+                if file.path.name in names:
+                    check_header(file.path, file.dtype)
 
     def check_ranges(self, work: Progress) -> None:
         """Reads all shards, even if their hashes are correct; raises a UserError that names a file with a number out of
         range."""
-        for number, starts in enumerate(self._parts["documents"]):
-            self._check_documents(number, starts)
-            for first in range(0, len(self._parts["tokens"][number]), BLOCK):
-                work.update(work.done + len(self._tokens(number, first, first + BLOCK)))
-            positions = self._parts["rare.positions"][number]
-            for first in range(0, len(positions), BLOCK):
-                self._rare(number, max(0, first - 1), min(first + BLOCK, len(positions)))
+        for number, file in enumerate(self._files["tokens"]):
+            self._document_starts(number)
+            tokens = file.map()  # unlike `ArrayFile.read`, with read-ahead
+            for first in range(0, len(tokens), BLOCK):
+                work.update(work.done + len(self._tokens(number, tokens[first : first + BLOCK])))
+            files = [self._files[f"rare.{part}"][number].map() for part in RARE]
+            for first in range(0, len(files[0]), BLOCK):
+                self._rare(number, *(file[max(0, first - 1) : first + BLOCK] for file in files))
 
-    def _tokens(self, number: int, first: int, last: int) -> np.ndarray:
-        """Tokens first ... last - 1 of a shard, after a check of their range."""
-        tokens = self._parts["tokens"][number][first:last]
+    def _tokens(self, number: int, tokens: np.ndarray) -> np.ndarray:
+        """`tokens` of a shard, after a check of their range."""
         if len(tokens) and (largest := np.maximum.reduce(tokens)) >= self._vocab_size:
             problem = f"the token id {largest}, beyond the vocabulary of {self._vocab_size}"
             raise self._out_of_range("tokens", number, problem)
         return tokens
 
-    def _check_documents(self, number: int, starts: np.ndarray) -> None:
-        size = len(self._parts["tokens"][number])
+    def _document_starts(self, number: int) -> np.ndarray:
+        """First tokens of the documents that begin in a shard, counted from its start, after a check of their range."""
+        starts, size = self._files["documents"][number].map(), len(self._files["tokens"][number])
         if not ascending_within((starts[a : a + BLOCK] for a in range(0, len(starts), BLOCK)), size):
             raise self._out_of_range("documents", number, f"starts that do not ascend from 0 to below {size}")
+        return starts
 
-    def _rare(self, number: int, a: int, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions, lengths and words of the rare words a ... b - 1 of a shard, after a check of their ranges."""
-        positions, lengths, words = (self._parts[f"rare.{part}"][number][a:b] for part in RARE)
-        size = len(self._parts["tokens"][number])
+    def _rare(
+        self, number: int, positions: np.ndarray, lengths: np.ndarray, words: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions, lengths and words of rare words of a shard, after a check of their ranges."""
+        size = len(self._files["tokens"][number])
         if not ascending_within((positions,), size):
             raise self._out_of_range("rare.positions", number, f"positions that do not ascend from 0 to below {size}")
         if len(lengths) and (positions + lengths).max() > size:
@@ -175,13 +226,10 @@ class TokenStream:
 
     def _stretches(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """(shard, first, last) of the parts of start ... stop - 1; a single empty part for an empty range."""
-        first = min(int(np.searchsorted(self._borders, start, side="right")) - 1, len(self._borders) - 2)
-        last = max(first, int(np.searchsorted(self._borders, stop, side="left")) - 1)
         borders = self._borders
-        return [
-            (n, max(start - int(borders[n]), 0), int(min(stop, borders[n + 1]) - borders[n]))
-            for n in range(first, last + 1)
-        ]
+        first = min(bisect_right(borders, start) - 1, len(borders) - 2)
+        last = max(first, bisect_left(borders, stop) - 1)
+        return [(n, max(start - borders[n], 0), min(stop, borders[n + 1]) - borders[n]) for n in range(first, last + 1)]
 
 
 class Dataset:
@@ -196,11 +244,21 @@ class Dataset:
         self.fingerprint: str = record["tokenizer"]
         """Fingerprint of the tokenizer."""
         self.vocab_size: int = record["vocab_size"]
-        words, counts = _rare_words(folder, record["rare_words"]["words"])
-        self.rare_words: list[str] = words
+
+    @cached_property
+    def rare_words(self) -> list[str]:
         """Spelling of the rare words, sorted by descending count in the training split, then alphabetically."""
-        self.rare_counts = counts
-        """int64: occurrences of each rare word in the training split."""
+        return self._listed[0]
+
+    @cached_property
+    def rare_counts(self) -> np.ndarray:
+        """Number of occurrences of each rare word in the training split, int64."""
+        return self._listed[1]
+
+    @cached_property
+    def _listed(self) -> tuple[list[str], np.ndarray]:
+        """Words and counts, read when they are needed; raises a UserError if they do not match dataset.json."""
+        return _rare_words(self.folder, self.record["rare_words"]["words"])
 
     def split(self, name: str) -> TokenStream:
         """The stream of `train` or `validation`. Raises a UserError for any other name."""
@@ -277,7 +335,7 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
     rare = record["rare_words"]["words"]
     streams = {split: TokenStream(folder, split, record["splits"][split], wordpiece, rare) for split in SPLITS}
     for split in SPLITS:
-        _check_sizes(folder, streams[split], record, split)
+        streams[split].check_files()
     _verify(folder, record, streams, verify)
     return Dataset(folder, record, wordpiece, streams)
 
@@ -291,6 +349,8 @@ def _verify(folder: Path, record: dict[str, Any], streams: dict[str, TokenStream
     if left:
         if always:
             remember(folder, {})  # so that the next call verifies again if this one fails
+        for stream in streams.values():
+            stream.check_headers(set(left))
         compare(folder, {name: shards[name] for name in left}, why)
         with progress(f"checking {folder}", sum(map(len, streams.values())), "tokens") as work:
             for stream in streams.values():
@@ -308,25 +368,6 @@ def _files(record: dict[str, Any]) -> dict[str, FileRecord]:
     return files
 
 
-def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Maps the one-dimensional array in a .npy file into memory, read-only.
-
-    Raises:
-        UserError: the header does not match numbers of type `dtype` that fill the file.
-    """
-    length = max(0, path.stat().st_size - HEADER_BYTES) // dtype.itemsize
-    with open_input(path) as file, input_errors(path):
-        header = file.read(HEADER_BYTES)
-    if header != npy_header(dtype, length):
-        for other in map(np.dtype, NUMBERS):
-            if header == npy_header(other, length * dtype.itemsize // other.itemsize):
-                raise UserError(f"{path} contains {other}, not {dtype}; {AGAIN}")
-        raise UserError(f"{path} is a damaged .npy file: its header is not one of {length} {dtype}; {AGAIN}")
-    # A plain array, because slicing a numpy.memmap is slower.
-    with input_errors(path):
-        return np.memmap(path, dtype, "r", HEADER_BYTES, (length,)).view(np.ndarray) if length else np.zeros(0, dtype)
-
-
 def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:
     """Words and counts in rare_words.json. Raises a UserError if they are not `number` words with a count each."""
     path = folder / "rare_words.json"
@@ -338,13 +379,3 @@ def _rare_words(folder: Path, number: int) -> tuple[list[str], np.ndarray]:
     if counts and not 0 <= min(counts) <= max(counts) < 2**63:
         raise UserError(f"{path} is damaged: it contains a count out of range; {AGAIN}")
     return words, np.array(counts, dtype=np.int64)
-
-
-def _check_sizes(folder: Path, stream: TokenStream, record: dict[str, Any], split: str) -> None:
-    for number, shard in enumerate(record["splits"][split]["shards"]):
-        sizes = {part: len(stream._parts[part][number]) for part in PARTS}
-        if sizes["tokens"] != shard["tokens"] or len({sizes[f"rare.{part}"] for part in RARE}) > 1:
-            name = shard_file(split, number, "tokens")
-            raise UserError(f"{folder / name} and the files next to it differ in length from dataset.json; {AGAIN}")
-    if stream.unigrams.shape != (record["vocab_size"],) or stream.unigrams.sum() != len(stream):
-        raise UserError(f"{folder / f'unigram-{split}.npy'} does not match the tokens; {AGAIN}")

@@ -30,6 +30,7 @@ from fastbert.training.launch import resume_command
 from fastbert.training.logbook import Logbook, NoLogbook
 from fastbert.training.optimizer_state import flatten_optimizer, restore_optimizer
 from fastbert.training.options import ScheduleOptions
+from fastbert.training.read_ahead import ReadAhead
 from fastbert.training.schedules import learning_rate_factor
 from fastbert.training.splits import MEAN, NEW, best_loss, record_split
 from fastbert.training.step import Updater, objective_step, settle
@@ -129,11 +130,16 @@ class Trainer:
     around: Callable[[int], AbstractContextManager] = lambda step: nullcontext()
     progress: Progress = field(default_factory=Progress)
     interrupts: Interrupts = field(default_factory=Interrupts)
+    _rows: ReadAhead | TrainingBatches = field(init=False)
+    """The batches, read ahead while `run` is active."""
     _lagged: LaggedScalars = field(default_factory=LaggedScalars)
     _clock: float = 0.0
     _clock_step: int = 0
     _origin: float = field(default_factory=time.perf_counter)
     """Start time of the run, as if all its sessions had been one without breaks."""
+
+    def __post_init__(self) -> None:
+        self._rows = self.batches
 
     @property
     def objective(self) -> nn.Module:
@@ -157,15 +163,18 @@ class Trainer:
         """
         self.interrupts = interrupts
         try:
-            self._run(interrupts)
+            with ReadAhead(self.batches, self.steps) as self._rows:
+                self._run(interrupts)
         except NotFiniteError as error:
             raise UserError(f"{error}; it is not saved, and training stops{self._advice()}") from None
+        finally:
+            self._rows = self.batches
 
     def _run(self, interrupts: Interrupts) -> None:
         progress = self.progress
         self.objective.train()
         if progress.step < self.steps:
-            settle(self.updater, self.batches.at(progress.step), self.seed, progress.step)
+            settle(self.updater, self._rows.at(progress.step), self.seed, progress.step)
         self._start_clock()
         progress.sessions += progress.step < self.steps
         if self.validated_first and progress.step == 0:
@@ -194,7 +203,7 @@ class Trainer:
         """Performs one optimizer step: the gradient of the mean loss over the global batch, for any micro-batch
         size."""
         rate, signals = self._learning_rate(step), self.interrupts.flags
-        scalars = objective_step(self.updater, self.batches.at(step), self.seed, step, rate, signals)
+        scalars = objective_step(self.updater, self._rows.at(step), self.seed, step, rate, signals)
         with record_function("logging"):
             if self._has_row(step + 1):
                 scalars["state_finite"] = self._all_finite()

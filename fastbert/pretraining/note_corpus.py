@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fastbert.data.note_index import distinct, index_folder
 from fastbert.data.note_words import SENTENCE, NoteFrequencies, NoteWords, choose_words, segment_tokens
 from fastbert.data.prepare import PrepareOptions
 from fastbert.data.shards import SPLITS, Dataset
@@ -74,12 +75,12 @@ class NoteCorpus:
         train = self.train
         epochs = sequences * (1 - self.replayed) / train.rows
         tokens = train.rows * train.width
-        segments = len(np.unique(train.positions // self.segment)) / math.ceil(tokens / self.segment)
+        segments = distinct(train.index.positions, self.segment) / math.ceil(tokens / self.segment)
         every = "all " if self.words == self.available else ""
         lines = [
             f"note dictionary: {every}{self.words:,} words that occur {self.rarest} to {self.commonest} times, in "
-            f"{100 * segments:.1f} % of the segments of {SENTENCE} words; {100 * train.tokens / tokens:.2f} % of the "
-            "tokens belong to them"
+            f"{100 * segments:.1f} % of the segments of {SENTENCE} words; {100 * train.index.tokens / tokens:.2f} % of "
+            "the tokens belong to them"
         ]
         if self.rarest * epochs < ENOUGH:
             least = math.ceil(ENOUGH / epochs)
@@ -131,7 +132,8 @@ def find_note_words(
             rows = np.array([row_of_spelling.get(word, -1) for word in data.rare_words], dtype=np.int32)
         for split in SPLITS if name == NEW or (name == OLD and replayed) else ("validation",):
             for each in lengths:
-                noted[name, split, each] = NoteWords(data.split(split), rows, each, options.half_window)
+                folder = index_folder(data.folder, split, data.record["splits"][split]["shards"], rows, each - 1)
+                noted[name, split, each] = NoteWords(data.split(split), rows, each, options.half_window, folder)
     return NoteCorpus(
         options,
         len(counts),

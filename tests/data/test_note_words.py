@@ -47,6 +47,11 @@ class Words:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def document_borders(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        borders = np.append(self.documents, len(self.tokens))
+        after = np.searchsorted(borders, positions, side="right")
+        return borders[after - 1], borders[after]
+
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.tokens[start:stop]
 
@@ -212,7 +217,7 @@ def test_every_whole_occurrence_is_read_in_an_epoch() -> None:
         assert here == first.noted.counts.sum()
         met += here
     left = index.step_words(batches.order(np.arange(index.rows // 4 * 4, index.rows), 12)).counts.sum()
-    assert met + left == len(index.positions)
+    assert met + left == len(index.index.positions)
 
 
 def test_without_notes_a_batch_has_no_occurrences(prepared: Path) -> None:
@@ -262,8 +267,8 @@ def test_the_fraction_of_tokens_with_notes_does_not_depend_on_the_length(prepare
     fractions, rows = [], []
     for length in (32, 64, 128, 512):
         index = NoteWords(dataset.split("train"), row_of_word, length, 4)
-        fractions.append(index.tokens / (index.rows * index.width))
-        rows.append(len(np.unique(index.positions // index.width)) / index.rows)
+        fractions.append(index.index.tokens / (index.rows * index.width))
+        rows.append(len(np.unique(index.index.positions // index.width)) / index.rows)
     assert fractions == pytest.approx([fractions[-1]] * 4, rel=0.08)
     assert rows[0] < 0.3 and rows[-1] > 0.75  # of the sequences
 

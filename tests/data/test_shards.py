@@ -11,21 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastbert.data.note_words import NoteWords
 from fastbert.data.prepare import PrepareOptions, prepare
 from fastbert.data.shards import Dataset, open_dataset
 from fastbert.data.tokenizer import WordPiece
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.errors import UserError
+from tests.data.test_array_files import limit_of_files
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     texts = [f"Document {n} of many: " + " ".join(f"word{n * k % 97}" for k in range(n % 60)) for n in range(300)]
+    texts.insert(150, " ".join(f"long{n % 6}" for n in range(3000)))  # over several shards, in which no document begins
     (folder / "a.txt").write_text("\n\n".join(texts))
     options = PrepareOptions(
         str(folder / "a.txt"), str(folder / "out"), vocab_size=300, validation_fraction=0.3, workers=1,
-        shard_tokens=2048, rare_min=2,
+        shard_tokens=1024, rare_min=2,
     )  # fmt: skip
     return prepare(options, table=io.StringIO())
 
@@ -62,6 +65,31 @@ def test_reading_across_shards(prepared: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'train'"):
         dataset.split("training")
     dataset.verify()
+
+
+def test_borders_of_documents_across_shards(prepared: Path) -> None:
+    stream = open_dataset(prepared).split("train")
+    borders, every = [*stream.documents.tolist(), len(stream)], np.arange(len(stream))
+    begin = np.load(sorted(prepared.glob("train-*.documents.npy"))[0])
+    assert begin[0] == 0 and 0 in map(len, map(np.load, prepared.glob("train-*.documents.npy")))
+    after = np.searchsorted(borders, every, side="right")
+    for step in (1, 777):
+        first, end = stream.document_borders(every[::step])
+        assert np.array_equal(first, np.take(borders, after[::step] - 1))
+        assert np.array_equal(end, np.take(borders, after[::step]))
+
+
+def test_many_shards_at_a_low_limit_of_open_files(prepared: Path) -> None:
+    """Verification, all rows and all words with notes of five files for each shard."""
+    with limit_of_files(20):
+        dataset = open_dataset(prepared, verify=True)
+        stream = dataset.split("train")
+        assert len(stream._borders) > 10
+        every = np.concatenate([stream.read(start, start + 100) for start in range(0, len(stream) - 100, 100)])
+        notes = NoteWords(stream, np.arange(len(dataset.rare_words), dtype=np.int32), 32, 4)
+    files = sorted(prepared.glob("train-*.tokens.npy"))
+    assert np.array_equal(every, np.concatenate([np.load(path) for path in files])[: len(every)])
+    assert len(notes.index.positions) > 1000
 
 
 def error_of(folder: Path) -> str:

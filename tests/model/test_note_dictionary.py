@@ -61,6 +61,11 @@ class Text:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def document_borders(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        borders = np.append(self.documents, len(self.tokens))
+        after = np.searchsorted(borders, positions, side="right")
+        return borders[after - 1], borders[after]
+
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.tokens[start:stop]
 
@@ -376,10 +381,10 @@ def test_flops_are_those_of_the_text() -> None:
     rows = batches(8).rows[T]
     noted, tokens = rows.noted, len(rows) * T
     notes = dictionary()
-    every = noted.read(np.arange(len(rows)), noted.step_words(np.arange(len(rows))), CPU)
+    every = noted.read(np.arange(len(rows)), noted.step_words(np.arange(len(rows))))
     whole = (every.lengths + 2 * K)[every.lengths > 0].sum().item()
     assert every.windows.lengths.sum() < whole
-    expected = 2 * 16 * (whole + 3 * noted.tokens + 2 * len(noted.positions))
+    expected = 2 * 16 * (whole + 3 * noted.index.tokens + 2 * len(noted.index.positions))
     assert notes.flops(tokens) == pytest.approx(expected, rel=1e-6) and expected > 0
     plain, objective = build(None), build(NoteDictionaryOptions())
     objective.notes = notes

@@ -166,7 +166,7 @@ def test_the_loss_near_notes(finished) -> None:
     expected = np.zeros_like(near), np.zeros_like(inside)
     for at, row in enumerate(losses.rows):
         masked = losses.positions[at][losses.masked[at]]
-        for first, size in zip(words.positions - row * 31 + 1, words.lengths.astype(int), strict=True):
+        for first, size in zip(words.index.positions - row * 31 + 1, words.index.lengths.astype(int), strict=True):
             if 1 <= first < 32:
                 distance = np.maximum(first - losses.positions[at], losses.positions[at] - (first + size - 1))
                 expected[1][at] |= distance <= 0

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,13 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert all(torch.equal(exported[0][key], exported[1][key]) for key in exported[0])
 
 
-def test_killed_five_times(flags, tmp_path, capsys) -> None:
+def test_killed_five_times(flags, tmp_path, capsys, monkeypatch) -> None:
+    """The uninterrupted run reads its rows when they are needed, the other one ahead, as on a GPU."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = [*flags, "--checkpoint-words", "1.7k,2.1k"]  # after steps 14 and 17
     assert main(["pretrain", *flags, "--out", str(whole)]) == 0
     assert [row["step"] for row in metrics(whole) if row["split"] == "validation"] == [10, 20, 30]
+    monkeypatch.setattr(loop, "ReadAhead", partial(loop.ReadAhead, threaded=True))
     run_and_die("step", 3, ["pretrain", *flags, "--out", str(broken)])  # before the first checkpoint
     first_written: dict[Path, int] = {}
     for where, name, written in (

@@ -84,8 +84,8 @@ def trained_table(plan: AblationPlan, ablation: Ablation) -> Table:
         "objective": f"{options.objective}: {objective}",
         "initial weights": options.init_from or f"random, standard deviation {config.initializer_std:g}",
         "data": f"{ablation.variants[0].options.data}: {short_count(len(train))} tokens in "
-        f"{plural(len(train.documents), 'document')}; validation {short_count(len(setup.dataset.split('validation')))} "
-        f"tokens; vocabulary {config.vocab_size:,}",
+        f"{plural(setup.dataset.record['splits']['train']['documents'], 'document')}; validation "
+        f"{short_count(len(setup.dataset.split('validation')))} tokens; vocabulary {config.vocab_size:,}",
         "length of training": _length(plan),
         "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, weight decay "
         f"{optimizer.weight_decay:g}",
