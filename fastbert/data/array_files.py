@@ -10,18 +10,21 @@ import os
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from fastbert.data.integrity import HEADER_BYTES, npy_header
 from fastbert.errors import UserError
-from fastbert.inputs import input_errors, open_input
+from fastbert.inputs import UnreadableError, input_errors, open_input
 
 NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
 AGAIN = "prepare it again (fastbert prepare) after removing the folder"
 FRACTION_OPEN = 4  # the open files of all datasets are at most this part of the limit (ulimit -n): a fourth
 FEWEST_OPEN, MOST_OPEN = 8, 1024
+Opened = TypeVar("Opened")
 
 
 class _Descriptor:
@@ -51,13 +54,25 @@ class OpenFiles:
             if (found := self._recent.get(id(file))) is not None:
                 self._recent.move_to_end(id(file))
                 return found
-        opened = _Descriptor(file.path)
+        opened = self.with_room(lambda: _Descriptor(file.path))
         with self._lock:
             self._recent[id(file)] = opened
             self._recent.move_to_end(id(file))
             while len(self._recent) > most_open():
                 self._recent.popitem(last=False)
         return opened
+
+    def with_room(self, opened: Callable[[], Opened]) -> Opened:
+        """The result of a function that opens a file. If that fails, all files here are closed, and it is called again:
+        other parts of the process may have the rest of the descriptors."""
+        try:
+            return opened()
+        except UnreadableError:
+            with self._lock:
+                if not self._recent:
+                    raise
+                self._recent.clear()
+            return opened()
 
     def forget(self, file: "ArrayFile") -> None:
         """Closes `file`."""
@@ -119,7 +134,7 @@ class ArrayFile:
         Raises:
             UserError: the header does not match.
         """
-        return map_array(self.path, self.dtype)
+        return self._open.with_room(lambda: map_array(self.path, self.dtype))
 
 
 def check_header(path: Path, dtype: np.dtype) -> int:

@@ -2,7 +2,6 @@
 `WordPiece`."""
 
 import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from fastbert.data.tokenizer_check import quiet_transformers
 from fastbert.downloads import TOKENIZER_FILES
 from fastbert.errors import UserError, brief
 from fastbert.inputs import raise_refusal
+from fastbert.records import json_text, parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,7 +40,7 @@ class ForeignTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that affects ids."""
-        return hashlib.sha256(json.dumps([self.content, sorted(self.ids.items()), self.between]).encode()).hexdigest()
+        return hashlib.sha256(json_text([self.content, sorted(self.ids.items()), self.between]).encode()).hexdigest()
 
     def build(self) -> "Tokenizer":
         """Builds the `tokenizers.Tokenizer`."""
@@ -52,7 +52,7 @@ class ForeignTokenizer:
         """Builds the tokenizer for single words. Byte-level BPE reads each as if a space stood before it."""
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_str(json.dumps(_with_spaces(json.loads(self.content))))
+        return Tokenizer.from_str(json_text(_with_spaces(parse_json(self.content, f"the tokenizer in {self.folder}"))))
 
     def save(self, folder: Path) -> None:
         """Copies the files of the tokenizer, so that `load_foreign_tokenizer` and transformers read an equal one."""

@@ -6,7 +6,6 @@ rows bring into memory, compared with a memory map. Then `fastbert pretrain` mak
 """
 
 import ctypes
-import json
 import mmap
 import os
 import resource
@@ -25,8 +24,9 @@ from corpus import SHARDS, write
 from fastbert.data.batches import PackedRows, TrainingBatches
 from fastbert.data.note_index import index_folder
 from fastbert.data.note_words import NoteWords, choose_words
-from fastbert.data.shards import TokenStream, open_dataset
+from fastbert.data.shards import TokenStream, open_dataset, read_record
 from fastbert.data.stages import BatchPlan
+from fastbert.records import json_text, parse_json
 from fastbert.training.read_ahead import ReadAhead
 
 SIZES = (10**7, 10**8, 10**9, 10**10)
@@ -61,7 +61,7 @@ def evict(paths: list[Path]) -> None:
 
 def memory(kind: str, process: int | str = "self") -> int:
     """Bytes of a process's resident memory by the name in /proc/PID/status."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
@@ -118,7 +118,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 def pretrain(folder: Path, notes: bool) -> dict[str, float]:
     """Peak memory of two steps of `fastbert pretrain` at the limit, in bytes: all of it, and without mapped files."""
-    options = json.loads((folder / "dataset.json").read_text())["options"]
+    options = read_record(folder)["options"]
     band = ["--notes.min-count", str(options["rare_min"]), "--notes.max-count", str(options["rare_max"])]
     shape = ["--layers", "2", "--width", "32", "--heads", "2", "--length", "128", "--batch-size", "64", "--steps", "2"]
     command = [sys.executable, "-m", "fastbert", "pretrain", "--data", str(folder), "--out", f"{folder}-run", *shape]
@@ -150,8 +150,8 @@ def main(base: Path, out: Path) -> None:
             write(base, folder, tokens)
             blocks = sum(512 * path.stat().st_blocks for path in folder.rglob("*"))
             own = subprocess.run([sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, check=True)
-            row = {"tokens": tokens, "blocks": blocks, **json.loads(own.stdout)}
-            print(json.dumps({**row, **pretrain(folder, False), **pretrain(folder, True)}), flush=True)
+            row = {"tokens": tokens, "blocks": blocks, **parse_json(own.stdout, "the measurement")}
+            print(json_text({**row, **pretrain(folder, False), **pretrain(folder, True)}), flush=True)
             shutil.rmtree(folder)
     finally:
         shutil.rmtree(out)
@@ -159,6 +159,6 @@ def main(base: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
-        print(json.dumps(measure(Path(sys.argv[1]))))
+        print(json_text(measure(Path(sys.argv[1]))))
     else:
         main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -8,7 +8,7 @@ import resource
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,31 @@ def written(folder: Path, count: int, length: int = 1000) -> list[ArrayFile]:
     for number in range(count):
         np.save(folder / f"{number}.npy", np.arange(length, dtype=np.uint16) + number)
     return [ArrayFile(folder / f"{number}.npy", np.dtype(np.uint16)) for number in range(count)]
+
+
+def fill(highest: int, held: ExitStack) -> None:
+    """Takes all free descriptors up to `highest`, until `held` is closed."""
+    number = -1
+    while number < highest:
+        held.callback(os.close, number := os.dup(0))
+
+
+def test_files_are_closed_where_the_process_has_no_descriptor_left(tmp_path: Path) -> None:
+    """The limit says nothing about what else the process has open."""
+    files = written(tmp_path, 8)
+    with ExitStack() as held:
+        for file in files[:4]:
+            file.read(0, 1)
+        highest = OPEN.of(files[3]).number
+        fill(highest, held)
+        with limit_of_files(0):
+            assert list(files[4].read(0, 2)) == [4, 5]
+            assert len(files[5].map()) == 1000 and list(files[0].read(1, 2)) == [1]
+        for file in files:
+            OPEN.forget(file)
+        fill(highest, held)
+        with limit_of_files(0), pytest.raises(UserError, match="too many files are open"):
+            files[6].read(0, 1)
 
 
 def test_few_files_stay_open_and_all_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
