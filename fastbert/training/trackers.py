@@ -52,6 +52,8 @@ class Tracker(Callback):
         with redirect_stdout(sys.stderr):
             try:
                 self._open(project, own, training)
+            except (TypeError, AttributeError):  # ours, or another version of the library
+                raise
             except Exception as error:  # each library has errors of its own for accounts, names and connections
                 raise UserError(f"--track {self.name}: {brief(error, str)}{self.hint}") from error
         for step, split, columns in training.logged:
