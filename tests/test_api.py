@@ -177,7 +177,7 @@ def test_names_on_the_hub_and_other_architectures(run, tmp_path, monkeypatch) ->
 
 
 def test_a_tracker_is_a_callback_of_both(run, tmp_path, prepared, monkeypatch) -> None:
-    """--track of a run and of a seed."""
+    """--track of a run and of a seed; steps replace the minutes of a file."""
     opened: list[Events] = []
 
     def tracker() -> Events:
@@ -187,7 +187,7 @@ def test_a_tracker_is_a_callback_of_both(run, tmp_path, prepared, monkeypatch) -
     monkeypatch.setitem(trackers._CLASSES, "wandb", tracker)
     make_task(tmp_path, "words", train=24, dev=12)
     (tmp_path / "mood.yaml").write_text("train: train.jsonl\ndev: dev.jsonl\n")
-    fastbert.pretrain(**TOY, data=str(prepared), steps=1, out=str(tmp_path / "run"), track="wandb")
+    fastbert.pretrain("wikipedia", **TOY, data=str(prepared), steps=1, out=str(tmp_path / "run"), track="wandb")
     given = {
         "model": str(run[0].folder),
         "task": str(tmp_path / "mood.yaml"),

@@ -27,6 +27,7 @@ from fastbert.errors import UserError
 from fastbert.progress import progress
 from fastbert.streams import echo
 from fastbert.training import logbook
+from fastbert.training.callbacks import Callback
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, plot_curves, read_metrics
 
@@ -277,6 +278,22 @@ def test_tensorboard_has_the_values_and_drops_repeated_steps(tmp_path):
     assert scalars(tmp_path, "loss/train") == [(step, 10.0 - step) for step in range(6)] + [(6, 0.5)]
     ((step, value),) = scalars(tmp_path, "loss/validation")
     assert step == 7 and math.isnan(value)
+
+
+def test_callbacks_are_flushed_before_a_checkpoint(tmp_path):
+    """TensorBoard's queue, for instance, is written every two minutes otherwise."""
+
+    class Flushed(Callback):
+        calls = 0
+
+        def flush(self):
+            self.calls += 1
+
+    with Logbook(tmp_path, 100, quiet=True, callbacks=[followed := Flushed()]) as book:
+        book.log(5, "train", {"loss": 3.0})
+        assert followed.calls == 0
+        book.sync()
+        assert followed.calls == 1
 
 
 def test_tensorboard_lists_a_run_by_its_folder_with_options_and_last_values(tmp_path):
