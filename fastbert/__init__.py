@@ -30,7 +30,7 @@ __all__ = list(_API)
 def __getattr__(name):
     """The function or class `name`, see docs/python.md. Imported when it is used, because torch takes seconds."""
     if name not in _API:
-        raise AttributeError("module {!r} has no attribute {!r}".format(__name__, name))  # noqa: UP032
+        raise AttributeError("module {!r} has no attribute {!r}".format(__name__, name))  # noqa: UP032 (old syntax, see above)
     from importlib import import_module
 
     found = globals()[name] = getattr(import_module(_API[name]), name)

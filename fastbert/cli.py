@@ -363,7 +363,7 @@ def run_command(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as error:  # `user_error` knows which are; all others are raised again
         found = None if isinstance(error, OSError) and standard_output_fails() else user_error(error)
         if found is None:
             raise

@@ -201,7 +201,7 @@ def _snapshot(name: HubName, given: str, what: str) -> Path:
         raise UserError(f"{also}{_unreachable(name, error)}") from None
     except errors.HFValidationError:
         raise UserError(f"{also}{brief(str(name), str)} cannot be a name on the Hugging Face hub; fix it") from None
-    except Exception as error:
+    except Exception as error:  # of the connection, whose classes huggingface_hub does not export; others are raised
         if isinstance(error, UserError) or (isinstance(error, OSError) and reason(error)):
             raise
         if not isinstance(error, OSError | errors.XetDownloadError) and "httpx" not in type(error).__module__:

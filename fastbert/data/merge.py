@@ -15,10 +15,9 @@ from fastbert.data.corpus import workers_for
 from fastbert.data.finish import unigram_file, write_dataset
 from fastbert.data.integrity import FileRecord, compare
 from fastbert.data.parts import part_files, read_part
-from fastbert.data.prepare import check_out, finished
-from fastbert.data.shards import SPLITS, read_record
+from fastbert.data.prepare import check_out, finished, show_prepared
+from fastbert.data.shards import SPLITS
 from fastbert.data.source_counts import FIGURES
-from fastbert.data.summary import summary, warnings
 from fastbert.data.tally import DOCUMENTS, WORDS, distinct, paths_of
 from fastbert.data.tokenizer_folders import load_tokenizer
 from fastbert.data.workers import pool
@@ -27,7 +26,7 @@ from fastbert.errors import UserError
 from fastbert.outputs import output_folder
 from fastbert.progress import progress
 from fastbert.ranges import Workers, check_values
-from fastbert.streams import echo, warn
+from fastbert.streams import echo
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,7 @@ def merge(options: MergeOptions, table: IO[str] | None = None) -> Path:
         for folder, one in parts.items():
             _check_files(folder, part_files(one))
         _write(out, parts, made_of, options.workers)
-    merged = read_record(out)
-    print(summary(merged), file=table)
-    for warning in warnings(merged):
-        warn(warning)
-    print(f"wrote {out}", file=table)
+    show_prepared(out, table)
     return out
 
 

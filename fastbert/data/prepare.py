@@ -167,12 +167,17 @@ def prepare(options: PrepareOptions, table: IO[str] | None = None) -> Path:
         print(f"wrote {out}: part {part} of {options.source}; when all parts are written, join them with", file=table)
         print(f"fastbert merge PART-1 ... PART-{part.count} --out DATA", file=table)
         return out
+    show_prepared(out, table)
+    return out
+
+
+def show_prepared(out: Path, table: IO[str]) -> None:
+    """Prints the table of a prepared folder, and its warnings on standard error."""
     record = read_record(out)
     print(summary(record), file=table)
     for warning in warnings(record):
         warn(warning)
     print(f"wrote {out}", file=table)
-    return out
 
 
 def prepared_folder(spec: str, options: PrepareOptions, root: Path | str = "data") -> Path:

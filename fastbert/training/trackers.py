@@ -1,9 +1,11 @@
-"""Experiment trackers next to TensorBoard (--track): a run of W&B or Trackio for each run of ours, resumed with it."""
+"""Experiment trackers next to TensorBoard (--track): each training is a run of W&B or Trackio, which is
+resumed with it."""
 
 import os
 import re
 import secrets
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from importlib.util import find_spec
@@ -33,7 +35,7 @@ def trackers(name: str) -> list[Callback]:
     return [] if name == "none" else [_CLASSES[name]()]
 
 
-class Tracker(Callback):
+class Tracker(Callback, ABC):
     """A run of a tracker, which has the values and the steps of TensorBoard's event files.
 
     A killed process may have lost rows that it had not sent yet, and a resumed run repeats the steps after its
@@ -59,9 +61,9 @@ class Tracker(Callback):
         for step, split, columns in training.logged:
             self.on_validation(step, split, columns)
 
+    @abstractmethod
     def _open(self, project: str, own: str, training: TrainingStart) -> None:
         """Sets `_run` and `_first_step`."""
-        raise NotImplementedError
 
     def on_log(self, step: int, columns: Mapping[str, Column]) -> None:
         self.on_validation(step, "train", columns)

@@ -19,7 +19,7 @@ from transformers import (
 
 from fastbert.data.foreign_tokenizer import load_foreign_tokenizer
 from fastbert.errors import UserError
-from fastbert.finetuning.batches import encode, training_order
+from fastbert.finetuning.batches import encode
 from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.kinds.classes import Classes
 from fastbert.finetuning.kinds.tokens import Tokens
@@ -35,6 +35,7 @@ from fastbert.training.options import OptimizerOptions
 from tests.finetuning.conftest import finetune, make_task, sentence, write_rows
 from tests.finetuning.foreign_models import FAMILIES, LENGTH, tiny_foreign
 from tests.finetuning.test_finetune import records
+from tests.finetuning.transformers_epoch import losses_of_an_epoch
 from tests.flags import main
 
 TEXTS = ["the a of and to in is was", "good bad it is, with that: as on at by this had not!", "Größe, she he good."]
@@ -81,16 +82,7 @@ def test_losses_equal_transformers(foreign, tuned, small_pairs, tmp_path) -> Non
     optimizer = torch.optim.AdamW(groups, lr=1e-2, eps=1e-8, weight_decay=0.01)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, len(ours))
     data = encode(task.examples("train"), tokenizer_of(pretrained), LENGTH, task.kind.targets)
-    theirs = []
-    for rows in training_order(data.lengths, 16, 0, 0):
-        batch = data.batch(rows)
-        loss = model(batch.input_ids, attention_mask=batch.attention_mask.long(), labels=batch.labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        theirs.append(loss.item())
+    theirs = losses_of_an_epoch(model, optimizer, schedule, data)
     assert len(ours) == 3 and max(theirs) - min(theirs) > 1e-3
     assert ours == pytest.approx(theirs, abs=2e-5)
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from fastbert.errors import UserError
-from fastbert.finetuning.batches import training_order
 from fastbert.finetuning.custom import CustomTaskOptions
 from fastbert.finetuning.entities import entity_errors
 from fastbert.finetuning.kinds.tokens import Tokens
@@ -30,6 +29,7 @@ from fastbert.training.logbook import read_metrics
 from fastbert.training.options import ScheduleOptions
 from fastbert.training.world import ONE_PROCESS
 from tests.finetuning.conftest import finetune, results, tiny_config
+from tests.finetuning.transformers_epoch import losses_of_an_epoch
 from tests.flags import main
 
 
@@ -85,16 +85,7 @@ def test_losses_and_predictions_equal_transformers(bert, tagging, tmp_path) -> N
     schedule = get_linear_schedule_with_warmup(optimizer, 0, len(ours))
     vocabulary = load_task_model(tmp_path / "first").vocabulary
     data = task.kind.encode(task.examples("train"), vocabulary, 30)
-    theirs = []
-    for chosen in training_order(data.lengths, 16, 0, 0):
-        batch = data.batch(chosen)
-        loss = model(batch.input_ids, attention_mask=batch.attention_mask.long(), labels=batch.labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        theirs.append(loss.item())
+    theirs = losses_of_an_epoch(model, optimizer, schedule, data)
     assert len(ours) == 8 and max(theirs) - min(theirs) > 0.3
     assert ours == pytest.approx(theirs, abs=1e-5)
 

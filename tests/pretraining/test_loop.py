@@ -138,9 +138,17 @@ MICRO_BATCHES = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0])]
 GRADIENT = (1 + 2 + 3 + 5) / 4 + 50.0 * (2 + 3 + 5) / 3
 
 
+def logbook_with(**methods) -> SimpleNamespace:
+    """A logbook that does nothing, but for these methods."""
+    return SimpleNamespace(
+        **{name: lambda *given: None for name in ("log", "sync", "saved")} | {"tally": dict, **methods}
+    )
+
+
 def trainer_of(objective: nn.Module, optimizer: torch.optim.Optimizer | None = None, **changes) -> loop.Trainer:
     """Ten steps on MICRO_BATCHES, at 0.1 with four steps of warm-up and a linear descent, clipped to a norm of 3."""
-    values = dict.fromkeys(("checkpointer", "logbook", "validate")) | {
+    values = dict.fromkeys(("checkpointer", "validate")) | {
+        "logbook": logbook_with(),
         "batches": SimpleNamespace(at=lambda step: MICRO_BATCHES, plan=BatchPlan.constant(2, 3)),
         "updater": Updater(objective, optimizer or Descent(objective.parameters(), {"lr": 1.0}), 3.0, "fp32"),
         "learning_rate": 0.1,
@@ -186,7 +194,7 @@ def test_logged_rows_in_closed_form(monkeypatch) -> None:
     takes a second, and is read one step late."""
     objective, rows, now = MeasuredSums(), [], [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    logbook = SimpleNamespace(log=lambda *row: rows.append(row), echo=None, saved=lambda *given: None)
+    logbook = logbook_with(log=lambda *row: rows.append(row))
     trainer = trainer_of(objective, logbook=logbook, steps=8, log_every=3, milestones=frozenset({7}))
     for step in range(8):
         now[0] += 1.0
@@ -221,8 +229,9 @@ def test_exports_are_finite_and_do_not_count_in_the_rate(monkeypatch) -> None:
         exported.append((progress.step, progress.seconds))
         now[0] += 5.0
 
-    logbook = SimpleNamespace(log=lambda *row: rows.append(row), echo=None, saved=lambda *given: None)
-    trainer = trainer_of(objective, logbook=logbook, steps=4, log_every=2, export=export)
+    trainer = trainer_of(
+        objective, logbook=logbook_with(log=lambda *row: rows.append(row)), steps=4, log_every=2, export=export
+    )
     trainer._start_clock()
     for step in range(4):
         now[0] += 1.0
@@ -247,7 +256,6 @@ def test_only_the_lowest_loss_is_best_and_only_its_own_step_has_it() -> None:
         objective,
         build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
         validate=lambda length: {"new": {"loss": next(losses)}},
-        logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict, saved=lambda *given: None),
         checkpointer=SimpleNamespace(save=lambda step, *_, metric, **__: saved.append((step, metric))),
     )
     best = []
@@ -270,9 +278,7 @@ def test_the_loss_before_the_first_step_is_not_the_best() -> None:
         build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
         validate=lambda length: {name: {"loss": loss} for name, loss in zip(("new", "old"), next(losses), strict=True)},
         best_by="mean",
-        logbook=SimpleNamespace(
-            log=lambda step, split, row: logged.append((step, split, row["loss"])), saved=lambda *given: None
-        ),
+        logbook=logbook_with(log=lambda step, split, row: logged.append((step, split, row["loss"]))),
     )
     best = []
     for step in (0, 1, 2):
@@ -289,7 +295,6 @@ def test_a_checkpoint_before_the_first_step() -> None:
         objective,
         build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
         validate=lambda length: {"new": {"loss": 2.0}},
-        logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict, saved=lambda *given: None),
         checkpointer=SimpleNamespace(save=lambda step, *_, metric, **__: saved.append((step, metric))),
     )
     trainer.run_validation()
@@ -308,7 +313,6 @@ def test_the_best_of_another_split_is_forgotten(capsys) -> None:
             validate=lambda length: found,
             best_by=best_by,
             progress=progress,
-            logbook=SimpleNamespace(log=lambda *row: None, sync=lambda: None, tally=dict, saved=lambda *given: None),
             checkpointer=SimpleNamespace(save=lambda *_, metric_of, **__: saved.append(metric_of)),
         )
         changed = progress.best_of != splits
@@ -334,7 +338,6 @@ def test_a_checkpoint_stores_all_progress() -> None:
             objective,
             build_optimizer(objective.named_parameters(), OptimizerOptions(), "cpu"),
             checkpointer=checkpointer,
-            logbook=SimpleNamespace(sync=lambda: None, tally=dict, saved=lambda *given: None),
         )
         for objective in (trained, resumed)
     )
