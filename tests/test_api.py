@@ -185,6 +185,7 @@ def test_a_tracker_is_a_callback_of_both(run, tmp_path, prepared, monkeypatch) -
         return opened[-1]
 
     monkeypatch.setitem(trackers._CLASSES, "wandb", tracker)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     make_task(tmp_path, "words", train=24, dev=12)
     (tmp_path / "mood.yaml").write_text("train: train.jsonl\ndev: dev.jsonl\n")
     fastbert.pretrain("wikipedia", **TOY, data=str(prepared), steps=1, out=str(tmp_path / "run"), track="wandb")

@@ -25,9 +25,17 @@ _ID = re.compile(r"[0-9a-f]{12}")
 
 
 def check_tracker(name: str) -> None:
-    """Raises a UserError if the package of a tracker is not installed."""
+    """Raises a UserError, before anything is written, if the package of a tracker is not installed, or if W&B has no
+    key and there is no terminal to ask for one."""
     if name != "none" and find_spec(name) is None:
         raise UserError(f"--track {name} needs the package {name}: pip install 'fastbert-pretraining[{name}]'")
+    if name == "wandb" and os.environ.get("WANDB_MODE", "online") == "online" and os.environ.get("RANK", "0") == "0":
+        import wandb
+
+        try:
+            wandb.login()
+        except wandb.errors.UsageError as error:
+            raise UserError(f"--track wandb: {brief(error, str).rstrip('.')}{Wandb.hint}") from None
 
 
 def trackers(name: str) -> list[Callback]:
@@ -57,7 +65,7 @@ class Tracker(Callback, ABC):
             except (TypeError, AttributeError):  # ours, or another version of the library
                 raise
             except Exception as error:  # each library has errors of its own for accounts, names and connections
-                raise UserError(f"--track {self.name}: {brief(error, str)}{self.hint}") from error
+                raise UserError(f"--track {self.name}: {brief(error, str).rstrip('.')}{self.hint}") from error
         for step, split, columns in training.logged:
             self.on_validation(step, split, columns)
 
@@ -85,7 +93,7 @@ class Wandb(Tracker):
     (WANDB_MODE=offline)."""
 
     name = "wandb"
-    hint = "; `wandb login`, or WANDB_MODE=offline to log into the run's folder"
+    hint = "; or set WANDB_MODE=offline to log into the run's folder"
 
     def _open(self, project: str, own: str, training: TrainingStart) -> None:
         import wandb

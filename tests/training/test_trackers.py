@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 
 from fastbert.errors import UserError
 from fastbert.training.logbook import Logbook
@@ -105,6 +106,16 @@ def test_what_is_refused(tmp_path, monkeypatch) -> None:
             check_tracker(name)
     check_tracker("none")
     monkeypatch.undo()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def login() -> None:
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "login", login)
+    with pytest.raises(UserError, match=r"^--track wandb: No API key .* to log in; or set WANDB_MODE=offline to log"):
+        check_tracker("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_tracker("wandb")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     (tmp_path / RECORD).write_text('{"trackio": {"project": "x", "id": "../../x"}}')
     with pytest.raises(UserError, match=r"tracker\.json is damaged: '../../x' is no id of a run; remove the file"):
