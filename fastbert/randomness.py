@@ -4,8 +4,9 @@ Nothing has to be saved to resume a run exactly, and neither the micro-batch siz
 random number, because rows are indexed by their position in the global batch.
 """
 
+import numpy as np
 import torch
-from fastbert_kernels.hashing import GOLDEN, combine, mix, signed
+from fastbert_kernels.hashing import GOLDEN, combine_words, mix, mix_array, mix_word, signed
 from torch import Tensor
 
 PURPOSES = {
@@ -29,13 +30,18 @@ def row_keys(seed: int, purpose: str, step: int, row_indices: Tensor) -> Tensor:
         step: optimizer step, from 0.
         row_indices: integer [B], index of each row in the global batch.
     """
-    key = torch.zeros((), dtype=torch.int32, device=row_indices.device)
+    return mix(row_indices.to(torch.int32) ^ signed(_hashed(seed, purpose, step)))
+
+
+def _hashed(seed: int, purpose: str, step: int) -> int:
+    """The word with which the indices of all rows are combined."""
+    key = 0
     for word in (seed, seed >> 32, PURPOSES[purpose], step, step >> 32):
-        key = combine(key, signed(word))
-    return combine(key, row_indices.to(torch.int32))
+        key = combine_words(key, word % 2**32)
+    return mix_word((key + GOLDEN) % 2**32)
 
 
-def permute(index: Tensor, count: int, seed: int, epoch: int) -> Tensor:
+def permute(index: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     """Applies a keyed permutation of range(count) to `index` (int64, any shape), in constant memory.
 
     A Feistel network over the next even power of two is applied until the result is in the range. It is a bijection,
@@ -45,15 +51,16 @@ def permute(index: Tensor, count: int, seed: int, epoch: int) -> Tensor:
         raise ValueError(f"cannot permute {count} rows")
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
-    keys = mix(row_keys(seed, "order", epoch, torch.arange(4)) + GOLDEN)  # four rounds: Luby and Rackoff 1988
+    words = (mix_word(_hashed(seed, "order", epoch) ^ number) for number in range(4))
+    keys = [np.uint32(mix_word((word + GOLDEN) % 2**32)) for word in words]  # four rounds: Luby and Rackoff 1988
 
-    def rounds(x: Tensor) -> Tensor:
+    def rounds(x: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & low
         for key in keys:
-            left, right = right, left ^ (mix(key ^ right.to(torch.int32)).long() & low)  # `combine`, its key mixed once
+            left, right = right, left ^ (mix_array(right.astype(np.uint32) ^ key) & low)
         return (left << half) | right
 
     out = rounds(index)
-    while bool((outside := out >= count).any()):
+    while (outside := out >= count).any():
         out[outside] = rounds(out[outside])
     return out

@@ -59,7 +59,7 @@ def test_round_trip_through_yaml(tmp_path) -> None:
     assert config.load_yaml(PretrainOptions, path) == options
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.floats(1e-30, 1e30) | st.floats(-1e30, -1e-30) | st.just(0.0),
     st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=60).filter(str.strip),

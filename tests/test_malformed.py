@@ -85,7 +85,7 @@ def fuzz(path: Path, read: Callable[[], Any], examples: int, after: Callable[[],
     """Reads `path` changed in many ways; a part must be refused."""
     value, ends = json.loads(path.read_text()), Counter()
 
-    @settings(max_examples=examples, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=examples, derandomize=True, database=None)
     @given(changes(value))
     def once(changed: Any) -> None:
         path.write_text(sealed(changed))

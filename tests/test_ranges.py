@@ -168,7 +168,7 @@ def test_what_fits() -> None:
     )
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     st.floats(-4, 4) | st.integers(-4, 4),
     st.sampled_from([None, -1, 0, 1]),

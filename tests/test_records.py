@@ -33,7 +33,7 @@ def refuse(constant: str) -> None:
 
 
 @given(VALUES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_null_stands_for_what_is_not_finite(value) -> None:
     def same(before, after) -> bool:
         if isinstance(before, dict):

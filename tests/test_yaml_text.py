@@ -20,7 +20,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(VALUES, st.booleans())
 def test_what_yaml_writes_is_read_equal(value, flow: bool) -> None:
     text = yaml.safe_dump(value, default_flow_style=flow)

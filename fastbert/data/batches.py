@@ -299,7 +299,7 @@ class TrainingBatches:
         out = np.empty(len(numbers), dtype=np.int64)
         for e in np.unique(epoch):
             here = epoch == e
-            out[here] = permute(torch.from_numpy(within[here]), count, seed, (cut << 32) + int(e)).numpy()
+            out[here] = permute(within[here], count, seed, (cut << 32) + int(e))
         return out
 
 

@@ -207,13 +207,13 @@ def training_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
     well: a batch has rows of similar length, and different rows in every epoch.
     """
     count = len(lengths)
-    order = permute(torch.arange(count), count, seed, epoch).numpy()
+    order = permute(np.arange(count), count, seed, epoch)
     batches = []
     for at in range(0, count, POOL * batch_size):
         pool = order[at : at + POOL * batch_size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
-    return [batches[index] for index in permute(torch.arange(len(batches)), len(batches), seed, epoch + _BATCH_ORDER)]
+    return [batches[index] for index in permute(np.arange(len(batches)), len(batches), seed, epoch + _BATCH_ORDER)]
 
 
 def sample_orders(orders: Sequence[EncodedSplit], seed: int, epoch: int) -> EncodedSplit:
@@ -245,4 +245,4 @@ def subset(count: int, fraction: float) -> np.ndarray:
     """Sorted row indices of a fraction of a training split: the first ones of a permutation that does not depend on the
     seed, so a smaller fraction is part of every larger one."""
     size = max(1, round(fraction * count))
-    return np.sort(permute(torch.arange(count), count, 0, _SUBSETS).numpy()[:size])
+    return np.sort(permute(np.arange(count), count, 0, _SUBSETS)[:size])

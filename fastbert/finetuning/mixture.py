@@ -52,7 +52,7 @@ class MixedStream:
             every = np.repeat(np.arange(len(self._sizes)), self._sizes)
             if len(self._sizes) == 1:
                 return every
-            return every[permute(torch.arange(self.batches), self.batches, self.seed, epoch + _TASKS).numpy()]
+            return every[permute(np.arange(self.batches), self.batches, self.seed, epoch + _TASKS)]
         powers = self._sizes ** (1.0 / self.temperature)
         keys = row_keys(self.seed, "task", epoch, torch.arange(self.batches)).numpy()
         uniform = (keys.astype(np.int64) + 2**31 + 0.5) / 2**32  # in (0, 1)

@@ -238,7 +238,7 @@ def encoded(options: FinetuneOptions, task: Task) -> EncodedSplit:
 
 def random_order(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Replaces `training_order`; ignores the lengths."""
-    order = permute(torch.arange(len(lengths)), len(lengths), seed, epoch).numpy()
+    order = permute(np.arange(len(lengths)), len(lengths), seed, epoch)
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 

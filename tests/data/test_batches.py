@@ -28,7 +28,7 @@ def test_only_the_last_tokens_are_dropped() -> None:
     assert batch.input_ids[:, 1:].flatten().tolist() == list(range(5, 5 + 999))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 5))
 def test_an_epoch_sees_every_row_once(batch_size: int, micro: int, seed: int) -> None:
     order = batches(batch_size, micro, seed).order

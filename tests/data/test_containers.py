@@ -142,7 +142,7 @@ def test_a_cell_has_no_byte_order_mark() -> None:
 @example(["a" * n + "\r\nb" for n in range(5)])
 @example(["a" + " " * 14 + "b"])
 @example(['"\n\u2028\ufeff\n\u2028\ufeff\n"', '"\n\u2028\u2028\u2028\u2028"\n"'])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(DOCUMENT.filter(is_one_in_text) | st.sampled_from(["", " \t", "a\0b"]), min_size=1, max_size=6))
 def test_every_container_gives_the_same_documents(
     tmp_path_factory: pytest.TempPathFactory, documents: list[str]

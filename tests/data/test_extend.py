@@ -66,7 +66,7 @@ def direct(wordpiece: WordPiece, counts: dict[str, int], most: int) -> list[str]
     st.integers(1, 30),
 )
 @example({"abbabab": 1, "ababb": 1, "bababa": 1, "aba": 2}, {"##ab", "##aba"}, 30)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_words_and_pieces_are_those_of_a_direct_search(counts, more, most) -> None:
     wordpiece = vocabulary(*LETTERS, *sorted(more))
     found = choose_entries(wordpiece, counts, most)

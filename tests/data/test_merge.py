@@ -99,7 +99,7 @@ def test_runs_on_both_are_equal(corpus: Path, tmp_path: Path) -> None:
     assert models[0] == models[1] and len(models[0]) == 2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 12), st.integers(1, 30))
 @example([1, 0], 1, 1)  # a last group without bytes
 def test_parts_are_the_source_without_gaps(sizes: list[int], count: int, group: int) -> None:

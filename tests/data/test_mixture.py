@@ -29,7 +29,7 @@ def mixtures(sample: st.DrawFn) -> tuple[list[list[str]], list[float]]:
     return texts, [weight / sum(raw) for weight in raw]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(mixtures())
 def test_fractions_hold_in_every_prefix_and_order_is_retained(given_: tuple[list[list[str]], list[float]]) -> None:
     texts, weights = given_

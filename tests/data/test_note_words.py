@@ -86,7 +86,7 @@ WORD = st.builds(lambda a, rest: (a, *rest), st.integers(5, 9), st.lists(st.inte
 DOCUMENTS = st.lists(st.lists(WORD, max_size=12), min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(DOCUMENTS, st.integers(2, 14), st.integers(0, 5), st.integers(0, 2**32), st.integers(1, 5))
 def test_occurrences_equal_a_search_by_hand(documents, length, half_window, coin, micro) -> None:
     stream = Words(documents)
@@ -137,7 +137,7 @@ def test_occurrences_equal_a_search_by_hand(documents, length, half_window, coin
     assert not here.counts[len(words) :].any() and len(here.counts) > len(words)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(DOCUMENTS, DOCUMENTS, st.integers(2, 14), st.integers(0, 5), st.integers(0, 2**32))
 def test_occurrences_in_old_and_new_rows_equal_a_search_by_hand(first, second, length, half_window, coin) -> None:
     """Each stream has its own list of rare words; a word has one note."""

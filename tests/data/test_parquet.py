@@ -41,7 +41,7 @@ def test_every_type_of_text(tmp_path: Path, kind: pa.DataType) -> None:
     assert read(write(tmp_path / "a.parquet", ROWS, kind)) == ROWS
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30),

@@ -311,7 +311,7 @@ def test_prepared_folder(corpus: Path, tmp_path: Path) -> None:
         prepared_folder(str(corpus), options, root=tmp_path)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 30), max_size=30), max_size=8), st.integers(1, 40), st.integers(1, 40))
 def test_tallies_are_exact_for_any_size_of_their_tables(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], most: int, ranges: int
@@ -339,7 +339,7 @@ def test_tallies_are_exact_for_any_size_of_their_tables(
     assert hashes == sorted(want) and dict(zip(hashes, counts, strict=True)) == want
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 7))
 def test_shards_hold_whole_documents(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], group: int) -> None:
     folder = tmp_path_factory.mktemp("shards")

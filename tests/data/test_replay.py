@@ -36,7 +36,7 @@ def texts(found: TrainingBatches, steps: int) -> list[tuple[int, ...]]:
     return [tuple(row[1:]) for step in range(steps) for batch in found.at(step) for row in batch.input_ids.tolist()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.fractions(0, 1, max_denominator=1000), st.integers(0, 2**62))
 def test_the_fraction_is_exact_in_every_prefix(fraction: Fraction, start: int) -> None:
     """By counting rows one by one, with exact arithmetic, also far beyond the integers that float64 holds."""

@@ -47,7 +47,7 @@ def test_reading_across_shards(prepared: Path) -> None:
     assert len(files) > 2 and len(stream) == len(whole)
     assert np.all(np.diff(all_rare.positions) > 0) and np.all(np.diff(stream.documents) > 0)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.integers(0, len(whole)), st.one_of(st.integers(0, 200), st.integers(0, len(whole))))
     def check(start: int, length: int) -> None:
         stop = min(start + length, len(whole))

@@ -82,7 +82,7 @@ def test_duplicates_are_counted_on_the_disk(
         assert open_dataset(out).record["duplicates"] == {"documents": 79}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 40), max_size=12), max_size=12), st.integers(0, 12))
 def test_seen_is_a_set(batches: list[list[int]], first: int) -> None:
     known = set(range(0, 2 * first, 2))

@@ -26,7 +26,6 @@ def runs(sample):
     return options, start * times, first * longer, sample(st.integers(options.least_steps, 400))
 
 
-@settings(deadline=None)
 @given(runs())
 def test_sums_equal_the_sums_of_single_steps(run) -> None:
     options, batch_size, length, steps = run
@@ -43,7 +42,6 @@ def test_sums_equal_the_sums_of_single_steps(run) -> None:
         counts[stage.length] += stage.batch_size
 
 
-@settings(deadline=None)
 @given(runs())
 def test_batches_and_lengths_only_grow_to_the_requested_values(run) -> None:
     options, batch_size, length, steps = run
@@ -64,7 +62,7 @@ def test_batches_and_lengths_only_grow_to_the_requested_values(run) -> None:
         assert abs(len(small) - warmup) <= 0.5 and all(count % options.initial_batch_size == 0 for count in small)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(runs(), st.integers(1, 10**6))
 def test_a_budget_in_tokens_is_used_up_to_less_than_a_step(run, budget) -> None:
     options, batch_size, length, _ = run

@@ -58,7 +58,7 @@ def test_ids_equal_transformers(
     theirs = BertTokenizerFast.from_pretrained(folder, split_special_tokens=True)
     encoder = TextEncoder(wordpiece)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(TEXTS, st.sampled_from(["", " ", "\n"]))
     def check(parts: list[str], joint: str) -> None:
         text = joint.join(parts)

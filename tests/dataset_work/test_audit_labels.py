@@ -26,7 +26,7 @@ from fastbert.dataset_work.audit.curve import bootstrap, fit, learning_curve
     skill=st.floats(-1, 3),
     rounded=st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_likely_wrong_labels_are_those_of_cleanlab(seed, labels, count, skill, rounded) -> None:
     """Also with ties, models worse than chance, and labels without examples."""
     rng = np.random.default_rng(seed)

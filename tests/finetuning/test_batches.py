@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastbert.data.tokenizer import WordPiece
@@ -28,7 +28,6 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return first, second
 
 
-@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 80))
 def test_pairs_are_truncated_as_in_bert(first: int, second: int, room: int) -> None:
     assert truncated_lengths(first, second, room) == longest_first(first, second, room)
@@ -83,7 +82,6 @@ def test_padding_ends_with_the_batch_and_on_a_gpu_at_a_multiple_of_eight_or_the_
     assert [data.batch(rows, "meta").input_ids.shape[1] for rows in groups] == [8, 16, 30]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 3), st.integers(0, 3))
 def test_every_row_once_and_one_batch_smaller(count: int, batch_size: int, seed: int, epoch: int) -> None:
     lengths = np.random.default_rng(count).integers(3, 40, count)
@@ -132,7 +130,6 @@ def row_of(data, row: int) -> tuple:
     return data.tokens[data.starts[row] : data.starts[row + 1]].tolist(), int(data.firsts[row])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=40),
     st.integers(8, 20),
@@ -169,7 +166,6 @@ def test_reading_order_is_longest_first() -> None:
     assert [rows.tolist() for rows in reading_order(lengths, 2)] == [[3, 1], [4, 0], [2]]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 500))
 def test_fractions_are_nested(count: int) -> None:
     small, middle, whole = (subset(count, fraction) for fraction in (0.1, 0.3, 1.0))

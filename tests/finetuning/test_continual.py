@@ -42,7 +42,7 @@ def loss_of(name: str, f: Tensor, z: Tensor, y: Tensor, step: Step, alpha: float
 
 
 @given(st.integers(1, 5), st.integers(2, 5), st.floats(0, 1), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_gradients_are_the_closed_forms(n, classes, alpha, labelled, before, seed) -> None:
     """SD: t (softmax f - y)/m on new rows, (1 - t) [a (softmax f - softmax z) + (1 - a)(softmax f - y)]/n on replayed
     ones. DER: 2 alpha (f - z)/n + beta (softmax f - y)/n. ER: (softmax f - y) over the number of all rows."""

@@ -50,7 +50,7 @@ FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".csv.gz", ".tsv", ".parquet")
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\t"), min_size=1, max_size=12).filter(str.strip)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(TEXT, TEXT, st.sampled_from(["no", "yes", "Zwölf, 12"])), min_size=1, max_size=5))
 def test_every_format_gives_the_same_examples(tmp_path_factory: pytest.TempPathFactory, rows: list) -> None:
     folder = tmp_path_factory.mktemp("own")

@@ -28,7 +28,7 @@ def onehot(sentences: list[list[int]]) -> np.ndarray:
     return KIND.ideal_scores(sentences)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=6), min_size=1, max_size=4))
 def test_scores_equal_seqeval(pairs) -> None:
     expected = [[0, 1, 2], *([tag for tag, _ in sentence] for sentence in pairs)]
@@ -46,7 +46,7 @@ def test_scores_equal_seqeval(pairs) -> None:
     assert accuracy == np.mean(np.concatenate(expected) == np.concatenate(found))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(TAGS, min_size=1, max_size=8))
 def test_predicted_tags_are_valid_and_have_the_same_entities(tags) -> None:
     """Written predictions can be read as training data."""
@@ -68,7 +68,7 @@ def spans(sample) -> list[dict]:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(spans(), spans())
 def test_every_difference_between_spans_is_listed(found, expected) -> None:
     errors = entity_errors(found, expected)

@@ -32,7 +32,7 @@ def pairs_of(first: st.SearchStrategy, second: st.SearchStrategy) -> st.SearchSt
     return pairs.map(lambda rows: tuple(np.array(column) for column in zip(*rows, strict=True)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pairs_of(st.integers(0, 1), st.integers(0, 1)))
 def test_two_classes_against_the_counts(rows: tuple[np.ndarray, np.ndarray]) -> None:
     predictions, labels = rows
@@ -48,7 +48,7 @@ def test_two_classes_against_the_counts(rows: tuple[np.ndarray, np.ndarray]) -> 
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pairs_of(st.integers(0, 3), st.integers(0, 3)))
 def test_more_classes_against_scikit_learn(rows: tuple[np.ndarray, np.ndarray]) -> None:
     predictions, labels = rows
@@ -61,7 +61,7 @@ def test_more_classes_against_scikit_learn(rows: tuple[np.ndarray, np.ndarray]) 
     assert METRICS["macro_f1"](*rows) == pytest.approx(sum(scores) / len(scores))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.one_of(pairs_of(NUMBER, NUMBER), pairs_of(FEW, FEW)))
 def test_correlations_against_scipy(rows: tuple[np.ndarray, np.ndarray]) -> None:
     predictions, labels = rows
@@ -93,14 +93,14 @@ def ordered_right(scores: np.ndarray, labels: np.ndarray) -> float:
     return sum(right) / len(right)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.one_of(pairs_of(FEW, FEW), pairs_of(st.integers(-9, 9), st.integers(-9, 9)), pairs_of(FEW, NUMBER)))
 def test_pairwise_accuracy_against_all_pairs(rows: tuple[np.ndarray, np.ndarray]) -> None:
     assume(len(set(rows[1].tolist())) > 1)
     assert METRICS["pairwise_accuracy"](*rows) == pytest.approx(ordered_right(*rows), abs=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pairs_of(FEW, st.integers(0, 1)))
 def test_auc_is_pairwise_accuracy_of_two_labels(rows: tuple[np.ndarray, np.ndarray]) -> None:
     assume(len(set(rows[1].tolist())) > 1)

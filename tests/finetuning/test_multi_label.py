@@ -154,7 +154,7 @@ def test_a_label_that_train_lacks_is_refused_with_its_line(tmp_path) -> None:
 # --- scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.3, 0.5, 0.7, 1.0]), st.booleans()), min_size=1, max_size=8))
 def test_thresholds_have_the_best_f1_of_all(pairs) -> None:
     scores, expected = np.array([score for score, _ in pairs]), np.array([one for _, one in pairs])
@@ -188,7 +188,7 @@ def test_thresholds_of_neighbors_in_float64_ties_and_labels_that_do_not_occur() 
     assert best_threshold(scores, expected == 1) == 0.3125  # 0.6875 is as good and as near to 0.5, which is worse
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(*[st.tuples(st.floats(0, 1), st.booleans())] * 3), min_size=1, max_size=6))
 def test_metrics_equal_scikit_learn(rows) -> None:
     kind, expected = MultiLabel(NAMES), np.array([[one for _, one in row] for row in rows])

@@ -92,7 +92,7 @@ def test_scores_are_clipped_and_rounded_and_bytes_repeat(tmp_path: Path, short: 
     assert validate(tmp_path / "unpacked") == validate(path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_score_passes(tmp_path_factory: pytest.TempPathFactory, score: float) -> None:
     with pytest.MonkeyPatch.context() as patch:

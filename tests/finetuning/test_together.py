@@ -116,7 +116,7 @@ def test_an_epoch_has_every_batch_of_every_task_once() -> None:
 def test_the_order_of_the_tasks_is_not_that_of_the_batches_in_a_task() -> None:
     parts = {"a": stream("a", 20), "b": stream("b", 20)}  # 5 batches each
     order = MixedStream(parts, {"a": 1.0, "b": 1.0}, 1.0, 5).tasks(0)
-    assert (order != np.repeat([0, 1], 5)[permute(torch.arange(10), 10, 5, 0)]).any()
+    assert (order != np.repeat([0, 1], 5)[permute(np.arange(10), 10, 5, 0)]).any()
 
 
 def test_a_temperature_samples_small_tasks_more_often() -> None:

@@ -90,7 +90,7 @@ def tagged(sample) -> list[tuple[str, str]]:
     return sentence
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(tagged(), max_size=3))
 def test_every_file_gives_the_same_examples(tmp_path_factory, sentences) -> None:
     sentences = [[("A", "B-person"), ("b", "I-person"), ("c", "B-group")], *sentences]

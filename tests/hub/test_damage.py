@@ -86,7 +86,7 @@ def test_a_flipped_bit_or_a_cut_is_refused(copy: Path, name: str) -> None:
         with pytest.raises(UserError, match=name):
             load_pretrained(copy)
 
-    @settings(max_examples=60, deadline=None, database=None)
+    @settings(max_examples=60, database=None)
     @given(st.one_of(st.integers(0, header - 1), st.integers(0, len(whole) - 1)), st.integers(0, 7))
     def check(index: int, bit: int) -> None:
         refused(bytes([*whole[:index], whole[index] ^ 1 << bit, *whole[index + 1 :]]))

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -24,7 +24,6 @@ rows_of_ids = st.integers(1, 24).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(rows_of_ids, st.integers(1, 24), st.booleans())
 def test_positions_are_distinct_ordered_and_never_special(rows, count, whole) -> None:
     ids = torch.tensor(rows)
@@ -41,7 +40,6 @@ def test_positions_are_distinct_ordered_and_never_special(rows, count, whole) ->
             assert len(real) == min(count, int((~SPECIAL[row]).sum()))
 
 
-@settings(deadline=None)
 @given(rows_of_ids, st.integers(1, 12))
 def test_whole_words_are_whole(rows, count) -> None:
     ids = torch.tensor(rows)

@@ -200,7 +200,7 @@ def test_any_command_line_ends_with_0_or_2(folder: Path, monkeypatch, capfd) -> 
         monkeypatch.setattr(attribute, fast)
     before, codes = tree(folder), Counter()
 
-    @settings(max_examples=LONG or 40, derandomize=not LONG, deadline=None)
+    @settings(max_examples=LONG or 40, derandomize=not LONG)
     @given(case=st.sampled_from(EVERY), as_file=st.booleans())
     def run(case, as_file: bool) -> None:
         job, name, value = case
@@ -248,7 +248,7 @@ LISTS = [
 ]
 
 
-@settings(max_examples=LONG or 150, derandomize=not LONG, deadline=None)
+@settings(max_examples=LONG or 150, derandomize=not LONG)
 @given(
     case=st.sampled_from(LISTS),
     values=st.lists(st.sampled_from([*WHOLE, *REAL, *TEXT, None, True, {}, {"a": 1}, [], [1]]), min_size=1, max_size=2),

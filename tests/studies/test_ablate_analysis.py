@@ -28,7 +28,7 @@ def measure(higher: bool = True, **variants) -> Measure:
 # --- where a curve reaches a value
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(1, 40), levels), min_size=1, max_size=7, unique_by=lambda pair: pair[0]),
     levels,

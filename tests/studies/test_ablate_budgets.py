@@ -72,7 +72,7 @@ def test_a_point_that_is_missing_is_no_target_of_its_seed() -> None:
 # --- equal cost
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(-6, 6)), min_size=1, max_size=7, unique_by=lambda pair: pair[0]),
     st.integers(1, 50),

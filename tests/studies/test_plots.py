@@ -21,7 +21,7 @@ def test_styles_of_series_differ() -> None:
         assert all(a[name] != b[name] for name in ("color", "marker", "linestyle"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-2, 3), min_size=1, max_size=13))
 def test_labels_at_the_ends_do_not_overlap(values) -> None:
     panel = Figure().subplots()

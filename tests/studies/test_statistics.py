@@ -15,7 +15,7 @@ from fastbert.studies.shared.statistics import flip_limits, holm, paired, sign_f
 score = st.integers(-30, 30).map(lambda value: value / 64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(score, score), min_size=2, max_size=8))
 def test_pairs_against_scipy(pairs) -> None:
     a, b = zip(*pairs, strict=True)
@@ -34,7 +34,6 @@ def test_pairs_against_scipy(pairs) -> None:
         assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=8))
 @example([-30, 18, -11, -40, -8, 22, 49])  # sums to zero, which its fortieths do not quite
 def test_sign_flips_against_whole_numbers(whole: list[int]) -> None:
@@ -86,7 +85,6 @@ def test_signs_are_sampled_where_there_are_too_many_to_try() -> None:
     assert sign_flip(differences) == sampled  # the same every time
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_by_its_definition(values: list[float]) -> None:
     """A hypothesis is rejected if it and all with smaller p pass p <= level / (how many are left): the adjusted value

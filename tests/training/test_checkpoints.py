@@ -118,7 +118,7 @@ def test_no_checkpoint(checkpointer, tmp_path):
     metrics=st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan, -math.inf, None]), min_size=1, max_size=8),
     keep_last=st.integers(1, 3),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_last_and_best_are_retained(tmp_path_factory, metrics, keep_last):
     folder = tmp_path_factory.mktemp("prune")
     checkpointer = Checkpointer(folder, keep_last, print)

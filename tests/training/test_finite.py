@@ -16,7 +16,7 @@ TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @pytest.mark.parametrize("form", [finite.foreach_bounds, finite.extremes])
 @given(values=st.lists(st.lists(NUMBER, max_size=5), max_size=4), dtypes=st.lists(st.sampled_from(TYPES), min_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_torch(form, values, dtypes) -> None:
     """Also in the form for GPUs, which is slow on CPUs."""
     tensors = [torch.tensor(row).to(dtype) for row, dtype in zip(values, dtypes, strict=False)]

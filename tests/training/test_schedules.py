@@ -97,7 +97,7 @@ def test_infinite_agrees_with_the_paper(shape, cooldown):
             assert f"{3e-4 * learning_rate_factor(options, update - 1, 1000):.6e}" == f"{rate:.6e}", update
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     warmup=st.floats(0, 0.3),
     cooldown=st.floats(0, 0.3),

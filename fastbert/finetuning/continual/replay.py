@@ -22,7 +22,7 @@ _REPLAY = 1 << 42  # an "epoch" of the keyed permutation that no other permutati
 
 def sample_rows(count: int, old: int, seed: int, step: int) -> np.ndarray:
     """Sample of `count` different rows of the `old` first ones, all of them if there are fewer; int64."""
-    return permute(torch.arange(min(count, old)), old, seed, _REPLAY + step).numpy()
+    return permute(np.arange(min(count, old)), old, seed, _REPLAY + step)
 
 
 def uniform(tuner: "ContinualTuner", batch: StreamBatch) -> np.ndarray:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastbert import config as configuration
 from fastbert.errors import UserError, plural
@@ -158,4 +157,4 @@ def round_seed(seed: int, number: int) -> int:
 
 def permuted(count: int, seed: int) -> np.ndarray:
     """The texts of the pool in the order in which they are labelled without a query, int64 [count]."""
-    return permute(torch.arange(count), count, seed, _POOL).numpy()
+    return permute(np.arange(count), count, seed, _POOL)

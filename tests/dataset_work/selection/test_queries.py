@@ -48,7 +48,7 @@ def test_k_centre_selects_the_farthest_rows_first() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.integers(1, 3), st.integers(0, 2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_k_centre_is_within_twice_the_optimum(seed: int, n: int, count: int, chosen: int) -> None:
     rng = np.random.default_rng(seed)
     states, given_states = rng.normal(size=(n, 2)), rng.normal(size=(chosen, 2))

@@ -44,7 +44,7 @@ def check(found, affinity: np.ndarray, most: int, smallest: int) -> None:
         assert score(affinity, found.members[index], task) == value == pytest.approx(max(of_groups), abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 5), st.integers(1, 3), st.booleans(), st.integers(0, 2**32), st.floats(-1, 1))
 def test_no_choice_of_groups_is_better(count: int, most: int, alone: bool, seed: int, shift: float) -> None:
     affinity = np.random.default_rng(seed).normal(shift, 1.0, (count, count))

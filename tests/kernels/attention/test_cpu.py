@@ -46,7 +46,7 @@ def small_chunks(monkeypatch) -> None:
     divide(monkeypatch, CELLS=60, BLOCK=4, STEP=2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 13), st.integers(1, 5)),
     cells=st.sampled_from([1, 30, 200, 1 << 18]),

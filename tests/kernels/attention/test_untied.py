@@ -86,7 +86,7 @@ def test_tupe_a_equals_torchs_attention_on_longer_vectors(cells: int) -> None:
     assert_same(untied_attention(*tensors), F.scaled_dot_product_attention(longer_q, longer_k, v, scale=1.0), tensors)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.integers(1, 40), st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_stripes_equal_the_matrix(length: int, cells: int, relative: bool, pad: bool, parts: bool, drop: bool) -> None:
     tensors = inputs(relative, length=length, positions=length + 3)
