@@ -1,4 +1,4 @@
-"""Times the steps of pretrainings, which alternate, each in a process of its own: run it without other load on the machine.
+"""Times the steps of pretrainings, which alternate, each in a process of its own. Run it without other load.
 
     python scripts/ten_to_one/speed.py RUN... --data data/wiki --threads 2 --rounds 5 --out speed.json
 

@@ -411,7 +411,8 @@ def test_processes_of_a_command_end_with_it(tmp_path) -> None:
     (out / "of-a-stopped-attempt").touch()
     line = "cat > {out}/input; sleep 1000 & echo $! > {out}/background; exit 3"
     reading, writing = os.pipe()
-    with running(lambda: command_job({"options": {"run": line, "folders": {}, "resumes": False}}, out), stdin=reading) as process:
+    job = {"options": {"run": line, "folders": {}, "resumes": False}}
+    with running(lambda: command_job(job, out), stdin=reading) as process:
         wait_for(lambda: os.waitpid(process, os.WNOHANG) == (process, 0))
     os.close(writing)
     os.close(reading)
