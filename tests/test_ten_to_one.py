@@ -25,7 +25,7 @@ def scripts():
     """The modules of the scripts."""
     folders = [str(SCRIPTS / name) for name in ("against_transformers", "ten_to_one")]
     sys.path[:0] = folders
-    yield {name: importlib.import_module(name) for name in ("pretrain_with_trainer", "measure", "speed")}
+    yield {name: importlib.import_module(name) for name in ("pretrain_with_trainer", "measure", "speed", "report")}
     sys.path[:] = [path for path in sys.path if path not in folders]
 
 
@@ -157,3 +157,37 @@ def test_other_tokenizers_are_not_compared(scripts, trained, grown, tmp_path) ->
     arguments = type("Arguments", (), {"data": str(grown), "length": 16, "sequences": 4})
     with pytest.raises(UserError, match="has another tokenizer than"):
         module.masked_loss(trained / "own", arguments, module.MachineOptions(device="cpu"))
+
+
+def test_cost_at_which_a_quality_is_reached(scripts) -> None:
+    reach = scripts["report"].cost_to_reach
+    curve = [(1.0, 6.0), (4.0, 5.0), (16.0, 4.0)]
+    assert reach(curve, 4.5, True) == (pytest.approx(8.0), False)  # halfway in the logarithm of the cost
+    assert reach(curve, 6.5, True) == (1.0, True) and reach(curve, 3.9, True) is None
+    rising = [(cost, -value) for cost, value in curve]
+    assert reach(rising, -4.0, False) == (pytest.approx(16.0), False) and reach(rising, -3.0, False) is None
+
+
+def test_report_of_two_contestants(scripts, prepared, trained, tmp_path, monkeypatch) -> None:
+    module = scripts["report"]
+    rows = [("trainer", 2, 6.0, 0.5), ("trainer", 4, 5.0, 0.6), ("own", 2, 5.0, 0.55), ("own", 4, 4.0, 0.7)]
+    keys = ("run", "step", "loss", "pairs")
+    measured = [dict(zip(keys, (str(trained / run), *more), strict=True)) for run, *more in rows]
+    (tmp_path / "measured.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in measured))
+    speeds = {str(trained / "trainer"): [60_000, 120_000, 70_000], str(trained / "own"): [7_000, 6_000, 5_000]}
+    (tmp_path / "speed.json").write_text(json.dumps({"milliseconds": speeds}))
+    words = ["report.py", f"--measured={tmp_path / 'measured.jsonl'}", f"--speed={tmp_path / 'speed.json'}"]
+    words += [f"--data={prepared}", "--target=Trainer", f"--out={tmp_path / 'report'}"]
+    words += ["--contestant", "Trainer", str(trained / "trainer"), "--contestant", "own", str(trained / "own")]
+    monkeypatch.setattr(sys, "argv", words)
+    module.main()
+    text = (tmp_path / "report" / "tables.md").read_text()
+    assert "| Trainer | 1 | 70000.0 (60000.0 to 120000.0) | 4.7 | 5.000 | 60.0 |" in text
+    # 2 steps of 6 s are 4.3 % of 4 steps of 70 s; at equal FLOPs of a step they are half of them.
+    assert "| own | masked loss (nats) | 5.000 | at most 4.3% | at most 50.0% |" in text
+    assert "| own | minimal pairs right (%) | 60.000 | 5.4% | 63.0% |" in text
+    assert "| Trainer | masked loss (nats) | 5.000 | 100.0% | 100.0% |" in text
+    assert (tmp_path / "report" / "quality.png").read_bytes()[:4] == b"\x89PNG"
+    words[-1] = str(tmp_path)
+    with pytest.raises(SystemExit):
+        module.main()

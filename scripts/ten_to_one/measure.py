@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fastbert.config import load_yaml
 from fastbert.data.batches import PackedRows, validation_batches
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
@@ -24,6 +25,7 @@ from fastbert.hub.load import load_pretrained, tokenizer_of
 from fastbert.pretraining.evaluate_options import EvaluateOptions
 from fastbert.pretraining.evaluation import evaluate
 from fastbert.pretraining.held_out import trained_objective
+from fastbert.pretraining.options import PretrainOptions
 from fastbert.pretraining.run import stored_options
 from fastbert.pretraining.zero_shot.pairs import measure_pairs
 from fastbert.records import json_text, parse_json
@@ -44,6 +46,13 @@ def checkpoints(run: Path) -> dict[int, Path]:
     options = stored_options(str(run))
     wanted = {max(found), *(options.milestone_steps() if options.milestones else ())}
     return {step: path for step, path in sorted(found.items()) if step in wanted}
+
+
+def options_of(run: Path) -> PretrainOptions:
+    """Options of a run by either program."""
+    if (run / "steps.jsonl").is_file():
+        return load_yaml(PretrainOptions, run / "config.yaml")
+    return stored_options(str(run))
 
 
 def masked_loss(model: Path, arguments: argparse.Namespace, machine: MachineOptions) -> dict[str, float]:
