@@ -210,6 +210,8 @@ def test_a_failed_job_ends_its_descendants_only(pipeline, pipeline_inputs, tmp_p
             {"name": "bad", "run": "echo on the way; exit 3"},
             {"name": "later", "run": "true", "after": "bad"},
             {"name": "good", "run": "true {base}"},
+            {"name": "anew", "run": "echo x >> {out}/x; false"},
+            {"name": "resumed", "run": "echo x >> {out}/x; test $(wc -l < {out}/x) = 2", "resumes": True},
         ],
     }
     path, out = write_pipeline(tmp_path, pipeline, **changes), tmp_path / "out"
@@ -223,15 +225,17 @@ def test_a_failed_job_ends_its_descendants_only(pipeline, pipeline_inputs, tmp_p
     for lost, ancestor in ((("mood", "large"), "pretraining, large"), (("command", "later"), "command, bad")):
         assert rows[lost]["status"] == "not run" and f"{ancestor}" in rows[lost]["reason"]
     page = (out / "report" / "report.md").read_text()
-    assert "4 of 8 jobs are done, 4 failed or did not run" in page and "on the way" in page
+    assert "4 of 10 jobs are done, 6 failed or did not run" in page and "on the way" in page
     printed = capsys.readouterr()
     assert "FAILED command, bad" in printed.err and "not run" in printed.err
     # The same command runs them again; with the error corrected, the rest is done before.
     changes["commands"][0]["run"] = "true"
     changes["models"] = [base]
     changes["stages"] = [pipeline["stages"][0] | {"models": ["base"]}]
-    assert main(["run", write_pipeline(tmp_path, pipeline, **changes), "--out", str(out)]) == 0
+    assert main(["run", write_pipeline(tmp_path, pipeline, **changes), "--out", str(out)]) == 1
     assert "4 done before" in capsys.readouterr().err
+    folders = {row["model"]: out / "jobs" / row["id"] / "run" for row in read_rows(out)}
+    assert [(folders[name] / "x").read_text() for name in ("anew", "resumed")] == ["x\n", "x\nx\n"]
 
 
 def test_parts_of_a_pipeline(pipeline, tmp_path, monkeypatch, capsys) -> None:
@@ -407,7 +411,8 @@ def test_processes_of_a_command_end_with_it(tmp_path) -> None:
     (out / "of-a-stopped-attempt").touch()
     line = "cat > {out}/input; sleep 1000 & echo $! > {out}/background; exit 3"
     reading, writing = os.pipe()
-    with running(lambda: command_job({"options": {"run": line, "folders": {}}}, out), stdin=reading) as process:
+    job = {"options": {"run": line, "folders": {}, "resumes": False}}
+    with running(lambda: command_job(job, out), stdin=reading) as process:
         wait_for(lambda: os.waitpid(process, os.WNOHANG) == (process, 0))
     os.close(writing)
     os.close(reading)
@@ -418,7 +423,7 @@ def test_processes_of_a_command_end_with_it(tmp_path) -> None:
 def test_processes_of_a_command_end_with_its_worker(tmp_path) -> None:
     line = "sh -c 'echo $$ > {out}/inner; sleep 1000; true' | cat; true"
     inner = tmp_path / "run" / "inner"
-    with running(lambda: command_job({"options": {"run": line, "folders": {}}}, tmp_path / "run")):
+    with running(lambda: command_job({"options": {"run": line, "folders": {}, "resumes": False}}, tmp_path / "run")):
         wait_for(lambda: inner.is_file() and inner.read_text().strip())
     wait_for(lambda: not Path("/proc", inner.read_text().strip()).exists())
 

@@ -370,7 +370,7 @@ class Graph:
                 seed=None,
                 setting={},
                 identity=identity,
-                options={"run": command.run, "folders": folders},
+                options={"run": command.run, "folders": folders, "resumes": command.resumes},
                 folder=str(Path.cwd()),
                 cost=0.0,
                 runner=f"{RUNNERS}:command_job",

@@ -330,7 +330,7 @@ def _read_commands(values: Any, names: set[str], where: str) -> dict[str, Comman
     below = {entry["name"] for entry in entries}
     for entry in entries:
         name, here = entry["name"], f"{where}: {entry['name']}"
-        check_keys(entry, {"name", "run", "after"}, here, "", set(), {})
+        check_keys(entry, {"name", "run", "after", "resumes"}, here, "", set(), {})
         run = _text(entry, "run", here)
         if not run:
             raise UserError(f"{here}: run is missing: a line for the shell, such as 'python plot.py {{base}} {{out}}'")
@@ -347,8 +347,10 @@ def _read_commands(values: Any, names: set[str], where: str) -> dict[str, Comman
                 raise UserError(
                     f"{here}: {{{brief(one, str)}}} in the line is no name of this file; did you mean {close!r}?"
                 )
+        if not isinstance(resumes := entry.get("resumes", False), bool):
+            raise UserError(f"{here}: resumes must be true or false, not {brief(resumes)}")
         inside = [one for one in braces if one in known]
-        found[name] = Command(name, run, tuple(dict.fromkeys([*after, *inside])))
+        found[name] = Command(name, run, tuple(dict.fromkeys([*after, *inside])), resumes)
     return found
 
 

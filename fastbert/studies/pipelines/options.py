@@ -115,3 +115,6 @@ class Command:
     """Line for the shell; {name} is replaced by the folders of the jobs of that entry, {out} by that of the command."""
     after: tuple[str, ...]
     """Entries that must be done before it, including those in braces."""
+    resumes: bool = False
+    """The command continues what an earlier attempt left in its folder; otherwise the folder is empty when it
+    starts."""

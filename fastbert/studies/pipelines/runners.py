@@ -142,7 +142,8 @@ def write_figures(out: Path, figures: dict[str, Any]) -> None:
 def command_job(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """`JobRunner` of a command of the user: a line for the shell. All processes that it starts end with it, and with
     this process."""
-    remove(out)  # of an attempt that was stopped
+    if not job["options"]["resumes"]:
+        remove(out)  # of an attempt that was stopped
     make_folder(out)
     line = command_line(job["options"]["run"], job["options"]["folders"], out)
     print(line, flush=True)
