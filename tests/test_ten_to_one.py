@@ -1,4 +1,4 @@
-"""Scripts behind docs/results/ten-to-one.md, at toy size: transformers' Trainer with the recipe of a pretraining,
+"""Scripts that compare BERT's recipe with ours, at toy size: transformers' Trainer with the recipe of a pretraining,
 and the measures of its checkpoints and of ours by the same code."""
 
 import importlib

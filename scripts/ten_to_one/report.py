@@ -1,5 +1,5 @@
-"""Tables and the figure of docs/results/ten-to-one.md: quality over minutes and FLOPs, and the fraction of the cost at
-which one contestant reaches the final quality of another.
+"""Writes tables and a figure of quality over minutes and FLOPs, and the fraction of the cost at which one contestant
+reaches the final quality of another.
 
     python scripts/ten_to_one/report.py --measured measured.jsonl --speed speed.json --target tuned --out report \\
         --contestant tuned RUN RUN --contestant all RUN RUN ...
