@@ -23,7 +23,7 @@ def interpreted() -> Iterator[Callable[[str], list[dict]]]:
         yield rows
 
 
-@pytest.mark.parametrize("group", ["dense", "low", "packed", "untied"])
+@pytest.mark.parametrize("group", ["dense", "low", "packed", "stored", "untied"])
 def test_values_and_gradients(group: str, interpreted) -> None:
     rows = interpreted(group)
     assert len(rows) > 2
