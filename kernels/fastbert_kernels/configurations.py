@@ -53,7 +53,7 @@ _FOR_64 = {  # by the major version of the capability
         "queries": Tiles(128, 64, 8, 2),
         "bias": Tiles(64, 32, 4, 2),
         "short": Tiles(32, 128, 8, 2),
-        "stored_queries": Tiles(128, 64, 4, 3),
+        "stored_queries": Tiles(128, 64, 8, 3),
     },
     9: {
         "forward": Tiles(128, 64, 8, 3),
@@ -72,6 +72,7 @@ _FOR_64 = {  # by the major version of the capability
         "stored_queries": Tiles(128, 64, 4, 3),
     },
 }
+_FOR_64[12] = {**_FOR_64[8], "short": Tiles(16, 128, 8, 2)}
 CANDIDATES: dict[str, tuple[Tiles, ...]] = {
     "forward": (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 3), Tiles(128, 128, 8, 2)),
     "queries": (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(128, 32, 4, 2)),
@@ -86,8 +87,9 @@ CANDIDATES: dict[str, tuple[Tiles, ...]] = {
     ),
 }
 """Candidates for tuning, for 16-bit heads of up to 64: of all tiles between 32 and 128 with 4 or 8 warps and 1 to 3
-stages, those with no or few spills on one of the capabilities. The number of keys of `short` follows from the
-length."""
+stages, those with no or few spills on one of the capabilities. The number of keys of `short` follows from the length.
+In this order each is timed with the fastest of the kernels before it, so that the forms with and without a stored
+gradient of the scores are compared at their best."""
 
 _selected: dict[str, dict[str, Tiles]] = {}
 
@@ -103,7 +105,7 @@ def tiles(kernel: str, tensors: str, untied: bool = False) -> Tiles:
     """The configuration in use of a kernel for a class of tensors. An `untied` bias needs two more tiles, for which
     capabilities 8 and 12 have room only with a single stage and fewer queries."""
     found = _selected.get(kernel, {}).get(tensors) or default(kernel, tensors)
-    return found._replace(queries=min(64, found.queries), stages=1) if untied and _major() == 8 else found
+    return found._replace(queries=min(64, found.queries), stages=1) if untied and _major() in (8, 12) else found
 
 
 def default(kernel: str, tensors: str) -> Tiles:

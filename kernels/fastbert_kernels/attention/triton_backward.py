@@ -10,8 +10,8 @@ order:
 with P = 2^(S - L), recomputed tile by tile, and dS = P (drop(dO V^T) - Delta). The keys and short kernels can store dS
 for those of `triton_stored`, which then compute dQ and dB without recomputing P.
 
-A pair is a sequence b of B and a head h of H, number h B + b. The keys and short kernels process consecutive pairs from
-`first_pair` on.
+A pair is a sequence b of B and a head h of H, number h B + b. If dS is stored, the keys and short kernels process
+consecutive pairs from `first_pair` on.
 """
 
 import triton
@@ -82,7 +82,10 @@ def keys_kernel(
     """dK and dV of BLOCK_N keys of one sequence and head, and dS if it is `stored`."""
     blocks = tl.cdiv(T, BLOCK_N)
     first, slot = (tl.program_id(0) % blocks) * BLOCK_N, tl.program_id(0) // blocks
-    b, h = (first_pair + slot) % B, (first_pair + slot) // B
+    pair = slot
+    if stored is not None:
+        pair += first_pair
+    b, h = pair % B, pair // B
     row, start, length = sequence(bounds, b, T)
     if first >= length:
         return
@@ -206,7 +209,10 @@ def short_kernel(
     Delta = rowsum(P drop(dO V^T)).
     """
     slot = tl.program_id(0)
-    b, h = (first_pair + slot) % B, (first_pair + slot) // B
+    pair = slot
+    if stored is not None:
+        pair += first_pair
+    b, h = pair % B, pair // B
     row, start, length = sequence(bounds, b, T)
     n, column = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     p_q, p_do, p_dq = part(q, row, h, start), part(do, row, h, start), part(dq, row, h, start)
