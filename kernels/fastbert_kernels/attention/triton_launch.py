@@ -124,7 +124,6 @@ class _Launches:
         count = triton.cdiv(self.batch, triton.cdiv(PROGRAMS, programs))
         return triton.cdiv(self.batch, count), count
 
-
     def stored_group(self, element_size: int, bias_required: bool) -> tuple[int, int]:
         """Number of pairs of a sequence and a head whose dS is stored at a time, and its number of columns; 0 pairs if
         dS is recomputed."""

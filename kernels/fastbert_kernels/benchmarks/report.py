@@ -114,8 +114,7 @@ def tune_table(found: dict[str, Any]) -> str:
     ]
     best = next((row["best"] for row in found["rows"] if "best" in row), None)
     return (
-        markdown_table(["kernel", ", ".join(Tiles._fields), "correct", "ms of its pass"], rows)
-        + f"\n\nFastest: {best}"
+        markdown_table(["kernel", ", ".join(Tiles._fields), "correct", "ms of its pass"], rows) + f"\n\nFastest: {best}"
     )
 
 

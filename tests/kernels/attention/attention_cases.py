@@ -47,9 +47,7 @@ def poisoned(x: Tensor) -> Tensor:
     return part.copy_(x).requires_grad_()
 
 
-def run(
-    case: str, function: Callable, reference: Callable, tensors: Sequence[Tensor], grad: Tensor
-) -> list[Tensor]:
+def run(case: str, function: Callable, reference: Callable, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     """Prints a case: the errors of the kernel and of the reference for the output and every gradient. Returns those of
     the kernel."""
 
