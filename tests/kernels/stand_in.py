@@ -13,7 +13,6 @@ from typing import Any
 
 import triton
 from fastbert_kernels.compilation import Compiled, compile_target
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 

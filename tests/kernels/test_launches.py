@@ -23,6 +23,7 @@ from tests.kernels.stand_in import STREAM, Launch, recorded
 B, H, K = 3, 2, 16
 M, N = 32, 16
 """Tiles of the attention kernels."""
+TENSORS = ("q", "k", "v", "do", "out", "dq", "dk", "dv")
 COMPILER = shutil.which("gcc") or shutil.which("clang")
 
 
@@ -116,7 +117,7 @@ def attend(launches: list[Launch], length: int, *, biases: int | None, p: float,
 
     tensors = [q, k, v, grad, bias, out, dq, dk, dv, *dbias, bounds, padding, segments, keys]
     used = {x.data_ptr() for x in tensors if x is not None}
-    meant = dict(zip(("q", "k", "v", "do", "out", "dq", "dk", "dv"), map(rows, (q, k, v, grad, out, dq, dk, dv))))
+    meant = {name: rows(x) for name, x in zip(TENSORS, (q, k, v, grad, out, dq, dk, dv), strict=True)}
     meant |= {name: (Own(used), H * tokens, tokens) for name in ("lse", "delta")}
     meant |= {"bias": None, "untied": None, "relative": None, "bounds": None if ends is None else bounds.data_ptr()}
     if bias is not None:
@@ -199,7 +200,7 @@ def test_untied_attention(launches, monkeypatch) -> None:
     out = untied_attention(q, k, v, pos_q, pos_k, first, other, table, scale=0.3)
     dq, dk, dv = torch.autograd.grad(out, (q, k, v, pos_q), grad)[:3]
     used = {x.data_ptr() for x in (q, k, v, grad, pos_q, pos_k, first, other, table, out, dq, dk, dv)}
-    meant = dict(zip(("q", "k", "v", "do", "out", "dq", "dk", "dv"), map(rows, (q, k, v, grad, out, dq, dk, dv))))
+    meant = {name: rows(x) for name, x in zip(TENSORS, (q, k, v, grad, out, dq, dk, dv), strict=True)}
     meant |= {name: (Own(used), H * length, length) for name in ("lse", "delta")}
     meant |= {"untied": (pos_q.data_ptr(), pos_k.data_ptr(), Own(used), length), "relative": Own(used), "stored": None}
     meant |= dict.fromkeys(("bias", "bounds", "padding", "segments", "dropout")) | {

@@ -199,8 +199,8 @@ def bias_kernel(
 
 @triton.jit(do_not_specialize=["T", "B", "first_pair"])
 def short_kernel(
-    q, k, v, bias, untied, relative, do, lse, delta, dq, dk, dv, stored, bounds, padding, segments, dropout, scale, T, B,
-    first_pair, H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
+    q, k, v, bias, untied, relative, do, lse, delta, dq, dk, dv, stored, bounds, padding, segments, dropout, scale, T,
+    B, first_pair, H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Delta, dQ, dK and dV of one sequence of at most BLOCK_N tokens in one head, and dS if it is `stored`.

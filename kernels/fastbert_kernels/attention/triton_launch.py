@@ -48,7 +48,7 @@ PROGRAMS = 528
 groups of sequences decides the order of summation."""
 STORED_PROGRAMS = 128
 """Minimum number of programs of the keys or short kernel for a group of pairs whose gradient of the scores is stored:
-about one for each multiprocessor of an A100 or H100. With fewer the GPU would be idle, and the gradient is recomputed."""
+about one for each multiprocessor of an A100 or H100. With fewer most of the GPU would be idle; it is recomputed."""
 STORED_BIAS = {"BLOCK_M": 64, "BLOCK_N": 16}
 """Tile of `stored_bias_kernel`: small, since it has nothing but loads, which many programs hide."""
 MIB = 1 << 20
