@@ -17,7 +17,7 @@ def test_compile_only(tmp_path: Path, monkeypatch, capsys) -> None:
     out = str(tmp_path / "kernels")
     assert main(["bench", "kernels", "--compile-only", "--out", out]) == 0
     output = capsys.readouterr()
-    assert "| kernel | case | tiles | 8.0 | 9.0 | 10.0 |" in output.out and "| forward |" in output.out
+    assert "| kernel | case | tiles | 8.0 | 8.9 | 9.0 | 10.0 | 12.0 |" in output.out and "| forward |" in output.out
     assert "3 of 3, 0 s left" in output.err and f"wrote {out}/kernels-compiled.json" in output.err
     assert main(["bench", "kernels", "--compile-only", "--json", "--out", out]) == 0
     found = json.loads(capsys.readouterr().out)
