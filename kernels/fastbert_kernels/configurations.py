@@ -37,7 +37,7 @@ class Tiles(NamedTuple):
 
 STORING = ("keys", "short")
 """Kernels that can store the gradient of the scores."""
-MAX_STORED = 2**13
+MAX_STORED = 2**12
 _COMMON = {
     "forward": {"16-bit, to 128": Tiles(128, 64, 8, 2), "32-bit": Tiles(32, 32, 4, 2)},
     "keys": {"16-bit, to 128": Tiles(32, 64, 8, 2), "32-bit": Tiles(32, 32, 8, 1)},

@@ -207,5 +207,5 @@ def test_tuned_configurations_are_saved_and_used(tmp_path, monkeypatch) -> None:
         {"keys": {"32-bit": [32, 2, 4, 1, -1]}},
         {"queries": {"32-bit": [32, 2, 4, 1, 32]}},
     ):
-        with pytest.raises(ValueError, match=r"there is no kernel|is not queries|stored must be 0 to 8192 MiB"):
+        with pytest.raises(ValueError, match=r"there is no kernel|is not queries|stored must be 0 to 4096 MiB"):
             configurations.use(wrong)
