@@ -15,7 +15,6 @@ from fastbert_kernels import attention, configurations, linear_cross_entropy, sa
 from fastbert_kernels.attention import triton_launch, untied
 from fastbert_kernels.configurations import STORING, TENSOR_CLASSES
 from torch import Tensor
-from triton import knobs
 
 from tests.kernels import stand_in
 from tests.kernels.stand_in import STREAM, Launch, recorded
@@ -40,7 +39,7 @@ def library(tmp_path_factory) -> Iterator[ctypes.CDLL]:
         patch.setenv("TRITON_LIBCUDA_PATH", str(folder))
         found = stand_in.build(folder, COMPILER)
         driver.CudaUtils()  # Triton's launcher, compiled for this Python
-        patch.setattr(knobs.cache, "dir", str(folder / "cache"))  # these kernels are not compiled to the end
+        patch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))  # these kernels are not compiled to the end
         yield found
     for cached in (driver.libcuda_dirs, driver.library_dirs):
         cached.cache_clear()
