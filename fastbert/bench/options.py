@@ -113,8 +113,8 @@ class BenchKernelsOptions:
     out: str = "bench/kernels"
     """Folder for the results."""
     compile_only: bool = False
-    """Compile every kernel and configuration for GPUs of capability 8.0, 9.0 and 10.0, which need not be present, and
-    list registers, spills, shared memory and tensor-core instructions."""
+    """Compile every kernel and configuration for GPUs of capability 8.0, 8.9, 9.0, 10.0 and 12.0, which need not be
+    present, and list registers, spills, shared memory and tensor-core instructions."""
     tune: bool = False
     """Check and time every configuration on this GPU, and store the fastest for trainings on it."""
     seconds: Positive = 480.0

@@ -4,8 +4,9 @@ A configuration decides the order of summation and so the last bits of a result.
 during a run. A run uses the defaults, or those that `fastbert bench kernels --tune` measured on this GPU and saved to a
 file, and records them in its manifest, so that a resumed run uses the same.
 
-The defaults spill no registers on the capabilities for which they are selected (docs/results/kernels-compiled.md). On
-capabilities 8 and 12 they fit into 99 KiB of shared memory, the limit of the smallest GPUs.
+The defaults for 16-bit heads of 64 in whole tiles spill no registers on the capabilities for which they are selected
+(docs/results/kernels-compiled.md). On capabilities 8 and 12 they fit into 99 KiB of shared memory, the limit of the
+smallest GPUs.
 """
 
 import json
@@ -30,14 +31,21 @@ class Tiles(NamedTuple):
     keys: int
     warps: int
     stages: int
+    stored: int = 0
+    """MiB of memory in which the backward pass stores the gradient of the scores, a group of sequences and heads at a
+    time; 0: it is recomputed. The size does not change a result."""
 
 
+STORING = ("keys", "short")
+"""Kernels that can store the gradient of the scores."""
+MAX_STORED = 2**12
 _COMMON = {
     "forward": {"16-bit, to 128": Tiles(128, 64, 8, 2), "32-bit": Tiles(32, 32, 4, 2)},
     "keys": {"16-bit, to 128": Tiles(32, 64, 8, 2), "32-bit": Tiles(32, 32, 8, 1)},
     "queries": {"16-bit, to 128": Tiles(64, 64, 8, 2), "32-bit": Tiles(32, 32, 8, 2)},
     "bias": {"16-bit, to 128": Tiles(64, 32, 8, 2), "32-bit": Tiles(32, 32, 8, 1)},
     "short": {},
+    "stored_queries": {"16-bit, to 128": Tiles(128, 64, 8, 2), "32-bit": Tiles(32, 32, 8, 2)},
 }
 _FOR_64 = {  # by the major version of the capability
     8: {
@@ -46,6 +54,7 @@ _FOR_64 = {  # by the major version of the capability
         "queries": Tiles(128, 64, 8, 2),
         "bias": Tiles(64, 32, 4, 2),
         "short": Tiles(32, 128, 8, 2),
+        "stored_queries": Tiles(128, 64, 8, 3),
     },
     9: {
         "forward": Tiles(128, 64, 8, 3),
@@ -53,6 +62,7 @@ _FOR_64 = {  # by the major version of the capability
         "queries": Tiles(128, 64, 8, 3),
         "bias": Tiles(128, 64, 8, 2),
         "short": Tiles(64, 128, 8, 1),
+        "stored_queries": Tiles(128, 64, 4, 3),
     },
     10: {
         "forward": Tiles(128, 64, 8, 3),
@@ -60,18 +70,27 @@ _FOR_64 = {  # by the major version of the capability
         "queries": Tiles(128, 64, 8, 3),
         "bias": Tiles(64, 64, 8, 3),
         "short": Tiles(64, 128, 8, 1),
+        "stored_queries": Tiles(128, 64, 4, 3),
     },
 }
+_FOR_64[12] = {**_FOR_64[8], "short": Tiles(16, 128, 8, 2)}
 CANDIDATES: dict[str, tuple[Tiles, ...]] = {
     "forward": (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 3), Tiles(128, 128, 8, 2)),
-    "keys": (Tiles(64, 128, 8, 2), Tiles(32, 128, 8, 2), Tiles(64, 64, 4, 2)),
     "queries": (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(128, 32, 4, 2)),
     "bias": (Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 3), Tiles(64, 128, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 2)),
-    "short": (Tiles(64, 128, 8, 1), Tiles(64, 128, 8, 2), Tiles(32, 128, 8, 2)),
+    "keys": (
+        *(Tiles(64, 128, 8, 2), Tiles(32, 128, 8, 2), Tiles(64, 64, 4, 2)),
+        *(Tiles(64, 128, 8, 2, 32), Tiles(32, 128, 8, 2, 32), Tiles(64, 128, 8, 2, 256)),
+    ),
+    "short": (
+        *(Tiles(64, 128, 8, 1), Tiles(64, 128, 8, 2), Tiles(32, 128, 8, 2)),
+        *(Tiles(64, 128, 8, 1, 32), Tiles(32, 128, 8, 2, 32)),
+    ),
 }
 """Candidates for tuning, for 16-bit heads of up to 64: of all tiles between 32 and 128 with 4 or 8 warps and 1 to 3
-stages, those with no or few spills on one of the capabilities. The number of keys of `short` follows from the
-length."""
+stages, those with no or few spills on one of the capabilities. The number of keys of `short` follows from the length.
+In this order each is timed with the fastest of the kernels before it, so that the forms with and without a stored
+gradient of the scores are compared at their best."""
 
 _selected: dict[str, dict[str, Tiles]] = {}
 
@@ -87,7 +106,7 @@ def tiles(kernel: str, tensors: str, untied: bool = False) -> Tiles:
     """The configuration in use of a kernel for a class of tensors. An `untied` bias needs two more tiles, for which
     capabilities 8 and 12 have room only with a single stage and fewer queries."""
     found = _selected.get(kernel, {}).get(tensors) or default(kernel, tensors)
-    return found._replace(queries=min(64, found.queries), stages=1) if untied and _major() == 8 else found
+    return found._replace(queries=min(64, found.queries), stages=1) if untied and _major() in (8, 12) else found
 
 
 def default(kernel: str, tensors: str) -> Tiles:
@@ -127,9 +146,11 @@ def use(choice: Mapping[str, Mapping[str, Any]]) -> None:
         for tensors, numbers in classes.items():
             if kernel not in _COMMON or tensors not in TENSOR_CLASSES:
                 raise ValueError(f"there is no kernel {kernel!r} for {tensors!r} tensors")
-            whole = isinstance(numbers, Sequence) and len(numbers) == 4 and all(type(n) is int for n in numbers)
+            whole = isinstance(numbers, Sequence) and len(numbers) == 5 and all(type(n) is int for n in numbers)
             if not whole or not all(0 < n <= 2**20 and n & (n - 1) == 0 for n in numbers[:3]):
-                raise ValueError(f"{kernel}, {tensors}: {str(numbers)[:200]} is not queries, keys, warps and stages")
+                raise ValueError(f"{kernel}, {tensors}: {str(numbers)[:200]} is not {', '.join(Tiles._fields)}")
+            if not 0 <= numbers[4] <= (MAX_STORED if kernel in STORING else 0):
+                raise ValueError(f"{kernel}, {tensors}: stored must be 0 to {MAX_STORED} MiB for {STORING}, else 0")
             found.setdefault(kernel, {})[tensors] = Tiles(*numbers)
     _selected.clear()
     _selected.update(found)

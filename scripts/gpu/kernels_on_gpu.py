@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
-    "attention/attention_cases.py": ("check_operators", "check_edges", "dense", "low", "packed", "untied"),
+    "attention/attention_cases.py": ("check_operators", "check_edges", "dense", "low", "packed", "stored", "untied"),
     "cross_entropy/cross_entropy_cases.py": (),
     "sampling/sampling_cases.py": ("check_operators", "vocabularies", "distributions", "candidates"),
 }

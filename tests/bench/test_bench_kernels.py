@@ -17,11 +17,11 @@ def test_compile_only(tmp_path: Path, monkeypatch, capsys) -> None:
     out = str(tmp_path / "kernels")
     assert main(["bench", "kernels", "--compile-only", "--out", out]) == 0
     output = capsys.readouterr()
-    assert "| kernel | case | tiles | 8.0 | 9.0 | 10.0 |" in output.out and "| forward |" in output.out
-    assert "3 of 3, 0 s left" in output.err and f"wrote {out}/kernels-compiled.json" in output.err
+    assert "| kernel | case | tiles | 8.0 | 8.9 | 9.0 | 10.0 | 12.0 |" in output.out and "| forward |" in output.out
+    assert "5 of 5, 0 s left" in output.err and f"wrote {out}/kernels-compiled.json" in output.err
     assert main(["bench", "kernels", "--compile-only", "--json", "--out", out]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {row["capability"] for row in found["results"][0]["rows"]} == {80, 90, 100}
+    assert {row["capability"] for row in found["results"][0]["rows"]} == {80, 89, 90, 100, 120}
     assert found["machine"]["versions"]["torch"] == torch.__version__
 
 

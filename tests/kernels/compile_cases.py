@@ -88,12 +88,18 @@ def attend(
         raise
 
 
+def small_tiles(stored: int = 0) -> None:
+    """Selects small tiles, and a gradient of the scores that is `stored` in this number of MiB."""
+    others = dict.fromkeys(configurations.TENSOR_CLASSES, (16, 16, 1, 1, 0))
+    kernels = dict.fromkeys(("forward", "queries", "bias", "stored_queries"), others)
+    kernels["keys"] = dict.fromkeys(configurations.TENSOR_CLASSES, (16, 16, 1, 1, stored))
+    configurations.use({**kernels, "short": {configurations.TENSOR_CLASSES[0]: (16, 64, 1, 1, stored)}})
+
+
 def attention() -> None:
     """Every combination for 9.0, and a few for other GPUs and dtypes, in small tiles, which compile fast; and the calls
     of a training step in the default tiles."""
-    kernels = ("forward", "keys", "queries", "bias")
-    small = {kernel: {name: [16, 16, 1, 1] for name in configurations.TENSOR_CLASSES} for kernel in kernels}
-    configurations.use({**small, "short": {configurations.TENSOR_CLASSES[0]: [16, 64, 1, 1]}})
+    small_tiles()
     with compiling_up_to("ttgir"), gpu("all", 90):
         for (i, parts), (j, (padding, segments)) in itertools.product(enumerate(PARTS), enumerate(MASKS)):
             for length in (*LENGTHS[True], *LENGTHS[False]):
@@ -101,6 +107,14 @@ def attention() -> None:
     with compiling_up_to("ttgir"), gpu("packed", 90):
         for (i, parts), length in itertools.product(enumerate(PARTS), LENGTHS[True]):
             attend(length, parts, p=0.1 * (i % 2), packed=True)
+    small_tiles(stored=1)
+    with compiling_up_to("ttgir"), gpu("stored", 90):
+        for length, (parts, padding, segments, packed) in itertools.product(
+            (*LENGTHS[True], *LENGTHS[False]),
+            (("bias", False, True, False), ("none", True, False, False), ("bias", False, False, True)),
+        ):
+            attend(length, parts, padding, segments, p=0.1 * padding, packed=packed)
+    small_tiles()
     for capability, dtype, size in ((80, torch.bfloat16, 16), (100, torch.float16, 24), (90, torch.float32, 16)):
         with compiling_up_to("ptx"), gpu(f"{capability} {dtype} {size}", capability):
             for parts, masks in (("bias", (False, True)), ("relative", (True, True))):

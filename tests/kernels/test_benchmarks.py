@@ -1,6 +1,7 @@
 """Dry runs of the GPU benchmarks on a machine without a GPU."""
 
 import importlib.util
+import itertools
 import json
 import math
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-from fastbert_kernels.benchmarks import compiled
+from fastbert_kernels.benchmarks import attention, compiled
 from fastbert_kernels.benchmarks.__main__ import main
 from fastbert_kernels.benchmarks.measuring import Settings
 from fastbert_kernels.benchmarks.report import report
+from fastbert_kernels.configurations import CANDIDATES, TENSOR_CLASSES
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu" / "kernels_on_gpu.py"
 
@@ -45,6 +47,21 @@ def test_dry_run(tmp_path) -> None:
     assert "dry run with tiny shapes" in text and "- commit: abc123" in text and "| fastbert, packed |" in text
 
 
+def test_tuning_compares_the_forms_of_the_backward_pass_at_their_best(tmp_path, monkeypatch) -> None:
+    """The candidates of a kernel are timed with the fastest of the kernels before it; here each is faster than all
+    before it."""
+    used, times = [], itertools.count(100, -1)
+    monkeypatch.setattr(attention.configurations, "use", used.append)
+    monkeypatch.setattr(attention, "timed", lambda *arguments: {"ms": next(times)})
+    best = attention.tune(Settings(tmp_path, toy=True)).rows[-1]["best"]
+    last = {kernel: {TENSOR_CLASSES[0]: choices[-1]} for kernel, choices in CANDIDATES.items()}
+    assert best == {kernel: {TENSOR_CLASSES[0]: list(choices[TENSOR_CLASSES[0]])} for kernel, choices in last.items()}
+    first, second = [choice for choice in used if list(choice)[-1:] == ["keys"]]
+    before = {kernel: last[kernel] for kernel in ("forward", "queries", "bias")}
+    assert first == {**before, "keys": {TENSOR_CLASSES[0]: CANDIDATES["keys"][0]}} and second["keys"] == last["keys"]
+    assert CANDIDATES["keys"][0].stored == 0 and CANDIDATES["keys"][-1].stored > 0
+
+
 def test_resources_of_compiled_kernels(tmp_path, monkeypatch) -> None:
     """One case, and a configuration that does not fit."""
     everything = list(compiled.calls())
@@ -65,7 +82,7 @@ def test_resources_of_compiled_kernels(tmp_path, monkeypatch) -> None:
     assert all(row["spilled"] == 0 for row in rows[:-1]) and "shared memory" in rows[-1]["failed"]
     report(tmp_path)
     table = (tmp_path / "kernels-compiled.md").read_text()
-    assert "| forward | too large | 128 128 8 4 | does not fit |" in table
+    assert "| forward | too large | 128 128 8 4 0 | does not fit |" in table
 
 
 def test_without_a_gpu_there_is_an_error(tmp_path, capsys) -> None:

@@ -24,6 +24,11 @@ def attention(combinations: int, with_bias: int, short: bool = True, deltas: int
 VARIANTS = {
     "all": attention(4 * 4 * 2, 3 * 4 * 2, deltas=2),  # parts, masks, ragged or whole tiles
     "packed": attention(4, 3),
+    # Three combinations in ragged and whole tiles. dQ has no options; the tile of dB is larger, so whole at T 64 only.
+    "stored": {
+        **{f"{name}_kernel": 6 for name in ("forward", "keys", "short")},
+        **{"delta_kernel": 2, "stored_queries_kernel": 3, "stored_bias_kernel": 5},
+    },
     "80 torch.bfloat16 16": attention(2, 2),
     "100 torch.float16 24": attention(2, 2),
     "90 torch.float32 16": attention(3, 3, short=False),  # short_kernel is for 16-bit dtypes; one more is packed

@@ -8,7 +8,7 @@ from fastbert.training.kernel_configurations import fix_kernels
 from tests.gpus import report_gpus
 
 GPU = torch.device("cuda")
-TUNED = {"keys": {"16-bit, to 64": [32, 64, 4, 1]}}
+TUNED = {"keys": {"16-bit, to 64": [32, 64, 4, 1, 0]}}
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +29,12 @@ def test_without_kernels_nothing_is_set() -> None:
 
 def test_a_run_continues_with_its_first_configurations() -> None:
     first = fix_kernels(GPU, [])
-    assert first["device"] == "NVIDIA H200" and first["configurations"]["keys"]["16-bit, to 64"] == [64, 128, 8, 2]
+    assert first["device"] == "NVIDIA H200" and first["configurations"]["keys"]["16-bit, to 64"] == [64, 128, 8, 2, 0]
     configurations.save_tuned(TUNED, "NVIDIA H200")  # tuned in between
     sessions = [{"resolved": {"kernels": first}}, {"resolved": {}}]
     assert fix_kernels(GPU, sessions) == first
-    assert fix_kernels(GPU, [])["configurations"]["keys"]["16-bit, to 64"] == [32, 64, 4, 1]
-    assert configurations.tiles("keys", "16-bit, to 64") == (32, 64, 4, 1)
+    assert fix_kernels(GPU, [])["configurations"]["keys"]["16-bit, to 64"] == [32, 64, 4, 1, 0]
+    assert configurations.tiles("keys", "16-bit, to 64") == (32, 64, 4, 1, 0)
 
 
 def test_another_gpu_uses_its_own_configurations(monkeypatch) -> None:
@@ -46,6 +46,7 @@ def test_another_gpu_uses_its_own_configurations(monkeypatch) -> None:
         64,
         4,
         1,
+        0,
     ]
 
 

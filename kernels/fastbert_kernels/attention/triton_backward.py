@@ -7,7 +7,11 @@ order:
     bias_kernel     a tile of the bias over the sequences:        dB = sum of dS
     short_kernel    all but dB at once, for sequences that fit into one tile
 
-with P = 2^(S - L), recomputed tile by tile, and dS = P (drop(dO V^T) - Delta).
+with P = 2^(S - L), recomputed tile by tile, and dS = P (drop(dO V^T) - Delta). The keys and short kernels can store dS
+for those of `triton_stored`, which then compute dQ and dB without recomputing P.
+
+A pair is a sequence b of B and a head h of H, number h B + b. If dS is stored, the keys and short kernels process
+consecutive pairs from `first_pair` on.
 """
 
 import triton
@@ -21,6 +25,7 @@ from fastbert_kernels.attention.triton_tiles import (
     part,
     sequence,
     store_rows,
+    stored_tile,
     tile_scores,
 )
 from fastbert_kernels.triton_common import lowered, product
@@ -59,16 +64,28 @@ def _probabilities(
     return p, dropped, dp
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit
+def _store_gradient(stored, slot, n, m, length, values, EVEN: tl.constexpr):
+    """Store a tile [N, M] of dS^T. Columns beyond `length` queries are zeros, those of whole tiles."""
+    if EVEN:
+        tl.store(stored_tile(stored, slot, n, m), values)
+    else:
+        tl.store(stored_tile(stored, slot, n, m), values, mask=n[:, None] < length)
+
+
+@triton.jit(do_not_specialize=["T", "B", "first_pair"])
 def keys_kernel(
-    q, k, v, bias, untied, relative, do, lse, delta, dk, dv, bounds, padding, segments, dropout, scale, T, B,
-    H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
+    q, k, v, bias, untied, relative, do, lse, delta, dk, dv, stored, bounds, padding, segments, dropout, scale, T, B,
+    first_pair, H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of BLOCK_N keys of one sequence and head."""
+    """dK and dV of BLOCK_N keys of one sequence and head, and dS if it is `stored`."""
     blocks = tl.cdiv(T, BLOCK_N)
-    first, rest = (tl.program_id(0) % blocks) * BLOCK_N, tl.program_id(0) // blocks
-    b, h = rest % B, rest // B
+    first, slot = (tl.program_id(0) % blocks) * BLOCK_N, tl.program_id(0) // blocks
+    pair = slot
+    if stored is not None:
+        pair += first_pair
+    b, h = pair % B, pair // B
     row, start, length = sequence(bounds, b, T)
     if first >= length:
         return
@@ -95,7 +112,10 @@ def keys_kernel(
             padding, segments, dropout, sums[None, :], b, h, m[None, :], n[:, None], length, scale, False, EVEN, UPCAST,
         )  # fmt: skip
         dv_tile += product(lowered(dropped, do_tile.dtype, UPCAST), do_tile, UPCAST)
-        dk_tile += product(lowered(p * (dp - deltas[None, :]), q_tile.dtype, UPCAST), q_tile, UPCAST)
+        ds = lowered(p * (dp - deltas[None, :]), q_tile.dtype, UPCAST)
+        dk_tile += product(ds, q_tile, UPCAST)
+        if stored is not None:
+            _store_gradient(stored, slot, n, m, length, ds, EVEN)
     store_rows(part(dk, row, h, start), dk, n, column, length, dk_tile * scale, K, UPCAST)
     store_rows(part(dv, row, h, start), dv, n, column, length, dv_tile, K, UPCAST)
 
@@ -177,18 +197,22 @@ def bias_kernel(
     tl.store(p_dbias + (m[:, None] - first_row) * dbias.m + n[None, :] * dbias.n, acc, mask=inside)
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "first_pair"])
 def short_kernel(
-    q, k, v, bias, untied, relative, do, lse, delta, dq, dk, dv, bounds, padding, segments, dropout, scale, T, B,
-    H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
+    q, k, v, bias, untied, relative, do, lse, delta, dq, dk, dv, stored, bounds, padding, segments, dropout, scale, T,
+    B, first_pair, H: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Delta, dQ, dK and dV of one sequence of at most BLOCK_N tokens in one head.
+    """Delta, dQ, dK and dV of one sequence of at most BLOCK_N tokens in one head, and dS if it is `stored`.
 
     This takes five products instead of seven and reads each tensor once, but not O: the tile has whole rows of P, so
     Delta = rowsum(P drop(dO V^T)).
     """
-    b, h = tl.program_id(0) % B, tl.program_id(0) // B
+    slot = tl.program_id(0)
+    pair = slot
+    if stored is not None:
+        pair += first_pair
+    b, h = pair % B, pair // B
     row, start, length = sequence(bounds, b, T)
     n, column = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     p_q, p_do, p_dq = part(q, row, h, start), part(do, row, h, start), part(dq, row, h, start)
@@ -215,6 +239,8 @@ def short_kernel(
         deltas = tl.sum(p * dp, 0)
         tl.store(delta.ptr + row * delta.b + h * delta.h + start + m, deltas, mask=m < length)
         ds = lowered(p * (dp - deltas[None, :]), q_tile.dtype, UPCAST)
+        if stored is not None:
+            _store_gradient(stored, slot, n, m, length, ds, EVEN)
         dk_tile += product(ds, q_tile, UPCAST)
         store_rows(p_dq, dq, m, column, length, product(tl.trans(ds), k_tile, UPCAST) * scale, K, UPCAST)
     store_rows(part(dv, row, h, start), dv, n, column, length, dv_tile, K, UPCAST)

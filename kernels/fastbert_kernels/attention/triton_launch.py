@@ -4,6 +4,7 @@ Shapes as in `triton_tiles`. With `bounds` the packed sequences are a batch of B
 the longest.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -19,9 +20,18 @@ from fastbert_kernels.attention.triton_backward import (
     short_kernel,
 )
 from fastbert_kernels.attention.triton_forward import forward_kernel
-from fastbert_kernels.attention.triton_tiles import Bias, HeadRows, KernelDropout, RowValues, TokenValues, Untied
+from fastbert_kernels.attention.triton_stored import stored_bias_kernel, stored_queries_kernel
+from fastbert_kernels.attention.triton_tiles import (
+    Bias,
+    HeadRows,
+    KernelDropout,
+    RowValues,
+    StoredGradient,
+    TokenValues,
+    Untied,
+)
 from fastbert_kernels.backend import INTERPRETED
-from fastbert_kernels.configurations import TENSOR_CLASSES, tensor_class, tiles
+from fastbert_kernels.configurations import TENSOR_CLASSES, Tiles, tensor_class, tiles
 from fastbert_kernels.hashing import threshold
 
 KERNELS = {
@@ -36,6 +46,12 @@ SHORT = (64, 128)
 PROGRAMS = 528
 """Target number of programs of `bias_kernel`: four for each multiprocessor of an H100. A constant, since the number of
 groups of sequences decides the order of summation."""
+STORED_PROGRAMS = 128
+"""Minimum number of programs of the keys or short kernel for a group of pairs whose gradient of the scores is stored:
+about one for each multiprocessor of an A100 or H100. With fewer most of the GPU would be idle; it is recomputed."""
+STORED_BIAS = {"BLOCK_M": 64, "BLOCK_N": 16}
+"""Tile of `stored_bias_kernel`: small, since it has nothing but loads, which many programs hide."""
+MIB = 1 << 20
 STRIPE_CELLS = 1 << 24
 """Number of values of the bias's gradient in memory at a time, where only the gradients of its components are
 needed."""
@@ -52,6 +68,7 @@ class _Launches:
         self.batch = len(bounds) - 1 if self.packed else len(q)
         bounds, keys = (None if x is None else x.contiguous() for x in (bounds, keys))
         self.longest = longest if self.packed else q.shape[2]
+        self.pairs = self.batch * self.heads
         self.block_k = max(16, triton.next_power_of_2(self.head_size))
         padding = None if key_padding is None else _token_values(key_padding.view(torch.int8))
         segments = (
@@ -68,16 +85,25 @@ class _Launches:
 
     def __call__(self, name: str, programs: int, blocks: dict[str, int], warps: int, stages: int, **more: Any) -> None:
         arguments = {**self.tensors, **self.numbers, **more}
-        even = not self.packed and all(self.longest % size == 0 for size in blocks.values())
-        options = {"EVEN": even, "UPCAST": INTERPRETED, "num_warps": warps, "num_stages": stages}
+        options = {"EVEN": self.even(blocks), "UPCAST": INTERPRETED, "num_warps": warps, "num_stages": stages}
         KERNELS[name][(programs,)](**arguments, **options, **blocks, BLOCK_K=self.block_k)
 
-    def by_blocks(self, name: str, axis: str, **more: Any) -> None:
-        """Launch a kernel with a program for each block of queries ("M") or keys ("N") of each sequence and head."""
+    def even(self, blocks: dict[str, int]) -> bool:
+        """Report whether all tiles are entirely within the sequences."""
+        return not self.packed and all(self.longest % size == 0 for size in blocks.values())
+
+    def tiles(self, name: str) -> Tiles:
+        """The configuration of a kernel for this call."""
         chosen = tiles(name, self.tensor_class, self.tensors["untied"] is not None)
         keys = next(size for size in SHORT if self.longest <= size) if name == "short" else chosen.keys
-        blocks = {"BLOCK_M": chosen.queries, "BLOCK_N": keys}
-        programs = triton.cdiv(self.longest, blocks[f"BLOCK_{axis}"]) * self.batch * self.heads
+        return chosen._replace(keys=keys)
+
+    def by_blocks(self, name: str, axis: str, pairs: int | None = None, **more: Any) -> None:
+        """Launch a kernel with a program for each block of queries ("M") or keys ("N") of all sequences and heads, or
+        of a number of pairs of them."""
+        chosen = self.tiles(name)
+        blocks = {"BLOCK_M": chosen.queries, "BLOCK_N": chosen.keys}
+        programs = triton.cdiv(self.longest, blocks[f"BLOCK_{axis}"]) * (self.pairs if pairs is None else pairs)
         self(name, programs, blocks, chosen.warps, chosen.stages, **more)
 
     def bias_gradient(self, biases: int, first_row: int, rows: int, device, **more: Any) -> Tensor:
@@ -97,6 +123,55 @@ class _Launches:
             return self.batch, 1
         count = triton.cdiv(self.batch, triton.cdiv(PROGRAMS, programs))
         return triton.cdiv(self.batch, count), count
+
+    def stored_group(self, element_size: int, bias_required: bool) -> tuple[int, int]:
+        """Number of pairs of a sequence and a head whose dS is stored at a time, and its number of columns; 0 pairs if
+        dS is recomputed."""
+        chosen = self.tiles("short" if self.short else "keys")
+        block = max(chosen.queries, self.tiles("stored_queries").queries, STORED_BIAS["BLOCK_M"])
+        columns = triton.cdiv(self.longest, block) * block
+        if not chosen.stored or self.tensors["untied"] is not None or (self.short and not bias_required):
+            return 0, columns
+        pairs = min(self.pairs, chosen.stored * MIB // (self.longest * columns * element_size))
+        programs = triton.cdiv(self.longest, chosen.keys) * pairs
+        return pairs if pairs == self.pairs or programs >= STORED_PROGRAMS else 0, columns
+
+    def stored_backward(self, pairs: int, columns: int, dq, dk, dv, dbias: Tensor | None, common) -> None:
+        """All gradients, with dS of `pairs` pairs in memory at a time; dQ is that of the short kernel where it runs.
+
+        Args:
+            dbias: float32 [1 or B, H, T, T], or None.
+        """
+        stored = dk.new_empty(pairs, self.longest, columns)
+        group = StoredGradient(stored, *stored.stride()[:2])
+        gradients = {"dk": _rows(dk), "dv": _rows(dv), "stored": group}
+        for first in range(0, self.pairs, pairs):
+            count = min(pairs, self.pairs - first)
+            if self.short:
+                self.by_blocks("short", "N", count, **common, **gradients, dq=_rows(dq), first_pair=first)
+            else:
+                self.by_blocks("keys", "N", count, **common, **gradients, first_pair=first)
+                self.stored_queries(count, group, common["k"], _rows(dq), first)
+            if dbias is not None:
+                self.stored_bias(count, group, dbias, first)
+
+    def stored_queries(self, pairs: int, stored: StoredGradient, k: HeadRows, dq: HeadRows, first_pair: int) -> None:
+        chosen = self.tiles("stored_queries")
+        blocks = {"BLOCK_M": chosen.queries, "BLOCK_N": chosen.keys}
+        arguments = {"stored": stored, "k": k, "dq": dq, "bounds": self.tensors["bounds"], "first_pair": first_pair}
+        options = {"EVEN": self.even(blocks), "UPCAST": INTERPRETED, "BLOCK_K": self.block_k}
+        options |= {"num_warps": chosen.warps, "num_stages": chosen.stages}
+        programs = triton.cdiv(self.longest, chosen.queries) * pairs
+        stored_queries_kernel[(programs,)](**arguments, **self.numbers, **blocks, **options)
+
+    def stored_bias(self, pairs: int, stored: StoredGradient, dbias: Tensor, first_pair: int) -> None:
+        per_output = self.batch // len(dbias)
+        outputs = (first_pair + pairs - 1) // per_output - first_pair // per_output + 1
+        arguments = {"stored": stored, "dbias": Bias(dbias, *dbias.stride()), "bounds": self.tensors["bounds"]}
+        arguments |= {"T": self.longest, "B": self.batch, "first_pair": first_pair, "pairs": pairs}
+        programs = math.prod(triton.cdiv(self.longest, size) for size in STORED_BIAS.values()) * outputs
+        options = {"EVEN": self.even(STORED_BIAS), **STORED_BIAS, "num_warps": 4}
+        stored_bias_kernel[(programs,)](**arguments, per_output=per_output, **options)
 
 
 def _rows(x: Tensor) -> HeadRows:
@@ -196,14 +271,23 @@ def attention_backward(
     common = {"q": _rows(q), "k": _rows(k), "v": _rows(v), "do": _rows(grad), "lse": _row_values(lse)}
     common["delta"] = _row_values(delta)
     with torch.cuda.device_of(q):
-        if call.short:
-            call.by_blocks("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv))
-        else:
+        if not call.short:
             block = {"BLOCK_M": 32, "BLOCK_K": call.block_k}
             programs = triton.cdiv(q.shape[2], 32) * q.shape[0] * q.shape[1]
             sizes = {"T": q.shape[2], "H": call.heads, "K": call.head_size}
             delta_kernel[(programs,)](_rows(out), _rows(grad), _row_values(delta), **sizes, **block)
-            call.by_blocks("keys", "N", **common, dk=_rows(dk), dv=_rows(dv))
+        pairs, columns = call.stored_group(q.element_size(), bias_required)
+        if pairs:
+            dbias = None
+            if bias_required:
+                dbias = torch.empty(bias.shape, dtype=torch.float32, device=q.device)
+            call.stored_backward(pairs, columns, dq, dk, dv, dbias, common)
+            return [dq, dk, dv, *([] if dbias is None else [dbias.to(bias.dtype)])]
+        every = {"stored": None, "first_pair": 0}
+        if call.short:
+            call.by_blocks("short", "N", **common, dq=_rows(dq), dk=_rows(dk), dv=_rows(dv), **every)
+        else:
+            call.by_blocks("keys", "N", **common, dk=_rows(dk), dv=_rows(dv), **every)
             call.by_blocks("queries", "M", **common, dq=_rows(dq))
         if not bias_required:
             return [dq, dk, dv]

@@ -64,6 +64,15 @@ class TokenValues(NamedTuple):
     t: Any
 
 
+class StoredGradient(NamedTuple):
+    """dS^T of a group of pairs of a sequence and a head, [pairs, T, columns], contiguous, with T rounded up to columns
+    that whole tiles fill: pointer and strides."""
+
+    ptr: Any
+    pair: Any
+    n: Any
+
+
 class KernelDropout(NamedTuple):
     keys: Any
     """int32 [B]."""
@@ -121,6 +130,24 @@ def load_row_values(x, row, h, start, offsets, length, other, EVEN: tl.constexpr
         values = tl.load(p_values)
     else:
         values = tl.load(p_values, mask=offsets < length, other=other)
+    return values
+
+
+@triton.jit
+def stored_tile(stored, slot, n, m):
+    """Pointers [N, M] into the gradient of the scores of the group's pair number `slot`, for keys n and queries m."""
+    return stored.ptr + slot.to(tl.int64) * stored.pair + (n[:, None] * stored.n + m[None, :])
+
+
+@triton.jit
+def load_stored(stored, slot, n, m, length, EVEN: tl.constexpr):
+    """Tile [N, M] of dS^T, zeros beyond `length` keys (unless EVEN). Columns beyond `length` queries are undefined: a
+    mask along a row would make loads one number wide."""
+    p_tile = stored_tile(stored, slot, n, m)
+    if EVEN:
+        values = tl.load(p_tile)
+    else:
+        values = tl.load(p_tile, mask=n[:, None] < length, other=0.0)
     return values
 
 

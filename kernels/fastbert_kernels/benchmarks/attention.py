@@ -116,18 +116,20 @@ def within(found: dict[str, list[float]]) -> bool:
 
 def tune(settings: Settings, save: bool = False) -> ResultRows:
     """Measure every configuration of every kernel: errors with ragged and whole tiles, and the time of a forward or
-    backward pass with defaults for the other kernels. With `save`, the fastest correct ones are saved for this GPU."""
+    backward pass with the fastest correct configurations of the kernels before it and defaults for those after it. With
+    `save`, the fastest correct ones are saved for this GPU."""
     rows = ResultRows("attention-tune", settings)
     long, short = (64, 32) if settings.toy else (512, 128)
     best: dict[str, tuple[float, Tiles]] = {}
     for kernel, choices in CANDIDATES.items():
         length = short if kernel == "short" else long
         *inputs, grad = tensors(settings, length, True)
-        for tiles in choices[:1] if settings.toy else choices:
+        chosen = {name: {TENSOR_CLASSES[0]: tiles} for name, (_, tiles) in best.items()}
+        for tiles in (choices[0], choices[-1]) if settings.toy else choices:
             if rows.over:
                 break
             row: dict[str, Any] = {"kernel": kernel, "tiles": list(tiles), "length": length}
-            configurations.use({kernel: {TENSOR_CLASSES[0]: tiles}})
+            configurations.use({**chosen, kernel: {TENSOR_CLASSES[0]: tiles}})
             try:
                 found = {n: errors(settings, attention, n) for n in (length, length - 3)}
                 row |= {"correct": all(map(within, found.values())), "errors": {str(n): e for n, e in found.items()}}

@@ -12,13 +12,14 @@ from fastbert_kernels.benchmarks.measuring import ResultRows, Settings
 from fastbert_kernels.compilation import compile_target
 from fastbert_kernels.configurations import CANDIDATES, TENSOR_CLASSES, Tiles
 
-CAPABILITIES = (80, 90, 100)
+CAPABILITIES = (80, 89, 90, 100, 120)
 EXAMPLES = {
     TENSOR_CLASSES[0]: (torch.bfloat16, 64),
     TENSOR_CLASSES[1]: (torch.bfloat16, 128),
     TENSOR_CLASSES[2]: (torch.float32, 64),
 }
 HEADS = 12
+STORED_MIB = 32
 
 
 def attend(
@@ -34,6 +35,13 @@ def attend(
     keys = torch.zeros(2, dtype=torch.int32) if p else None
     out, _ = attention_forward(q, k, v, bias, *parts, None, None, None, keys, 0.125, p, length)
     out.backward(torch.zeros_like(out))
+
+
+def attend_stored(kernel: str, name: str, length: int) -> None:
+    """Attention with dropout in the default configurations, except that the gradient of the scores is stored."""
+    tiles = configurations.default(kernel, name)._replace(stored=STORED_MIB)
+    configurations.use({kernel: {name: tiles}})
+    attend(length, *EXAMPLES[name], 0.1)
 
 
 def loss(dtype: torch.dtype, words: int) -> None:
@@ -53,11 +61,14 @@ def calls() -> Iterator[tuple[str, str, str, Tiles | None, Callable[[], None]]]:
             if length > 128 or name == TENSOR_CLASSES[0]:
                 case = f"{name}, T {length}, bias" + (f", dropout {p}" if p else "")
                 yield case, "", name, None, lambda n=length, d=dtype, s=size, p=p: attend(n, d, s, p)
+            if p and (length > 128 or name == TENSOR_CLASSES[0]):
+                kernel, case = "keys" if length > 128 else "short", f"{name}, T {length}, bias, dropout {p}, stored"
+                yield case, "", name, None, lambda k=kernel, name=name, n=length: attend_stored(k, name, n)
         yield f"{name}, T 512", "", name, None, lambda d=dtype, s=size: attend(512, d, s, biased=False)
         yield f"{name}, T 512, TUPE", "", name, None, lambda d=dtype, s=size: attend(512, d, s, untied=True)
     for kernel, choices in CANDIDATES.items():
         length = 128 if kernel == "short" else 512
-        for tiles in choices:
+        for tiles in (tiles for tiles in choices if tiles.stored in (0, STORED_MIB)):  # the size changes no code
             case = f"{TENSOR_CLASSES[0]}, T {length}, bias"
             yield case, kernel, TENSOR_CLASSES[0], tiles, lambda n=length: attend(n, *EXAMPLES[TENSOR_CLASSES[0]])
     for dtype, words in (
@@ -73,7 +84,7 @@ def calls() -> Iterator[tuple[str, str, str, Tiles | None, Callable[[], None]]]:
 
 def compiled(settings: Settings) -> ResultRows:
     """Compile all calls; a configuration that needs more shared memory than the GPU has is a row too."""
-    capabilities = CAPABILITIES[1:2] if settings.toy else CAPABILITIES
+    capabilities = (90,) if settings.toy else CAPABILITIES
     rows = ResultRows("kernels-compiled", settings, steps=len(capabilities) * sum(1 for _ in calls()))
     for capability in capabilities:
         for case, kernel, tensors, tiles, call in calls():
@@ -91,7 +102,7 @@ def compiled(settings: Settings) -> ResultRows:
                         rows.add(**key, kernel=kernel, failed=f"{error}")
                         continue
                     for one in gpu.resources():
-                        if one.kernel.startswith(kernel):
+                        if one.kernel.startswith((kernel, "stored")):
                             rows.add(**key, **vars(one))
             finally:
                 configurations.use({})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastbert_kernels.configurations import write_whole
+from fastbert_kernels.configurations import Tiles, write_whole
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -44,7 +44,8 @@ def compiled_table(found: dict[str, Any]) -> str:
         "instructions."
     )
     head = ["kernel", "case", "tiles", *(f"{c // 10}.{c % 10}" for c in capabilities)]
-    return f"{legend} Tiles: queries, keys, warps, stages.\n\n{markdown_table(head, rows)}"
+    tiles = "Tiles: queries, keys, warps, stages, MiB for the gradient of the scores (0: recomputed)."
+    return f"{legend} {tiles}\n\n{markdown_table(head, rows)}"
 
 
 def roofline_fraction(row: dict[str, Any], passes: str, found: dict[str, Any]) -> float:
@@ -113,8 +114,7 @@ def tune_table(found: dict[str, Any]) -> str:
     ]
     best = next((row["best"] for row in found["rows"] if "best" in row), None)
     return (
-        markdown_table(["kernel", "queries, keys, warps, stages", "correct", "ms of its pass"], rows)
-        + f"\n\nFastest: {best}"
+        markdown_table(["kernel", ", ".join(Tiles._fields), "correct", "ms of its pass"], rows) + f"\n\nFastest: {best}"
     )
 
 

@@ -47,8 +47,9 @@ def poisoned(x: Tensor) -> Tensor:
     return part.copy_(x).requires_grad_()
 
 
-def run(case: str, function: Callable, reference: Callable, tensors: Sequence[Tensor], grad: Tensor) -> None:
-    """Prints a case: the errors of the kernel and of the reference for the output and every gradient."""
+def run(case: str, function: Callable, reference: Callable, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """Prints a case: the errors of the kernel and of the reference for the output and every gradient. Returns those of
+    the kernel."""
 
     def results(compute: Callable, dtype: torch.dtype | None = None) -> list[Tensor]:
         own = [x.detach().to(dtype) if dtype else x.detach() for x in tensors]
@@ -64,11 +65,12 @@ def run(case: str, function: Callable, reference: Callable, tensors: Sequence[Te
     if not INTERPRETED:  # the interpreter runs one program after another, so only memory could differ
         assert all(torch.equal(a, b) for a, b in zip(ours, results(function), strict=True)), case
     print(json.dumps({"case": case, "errors": errors}), flush=True)
+    return ours
 
 
 def run_dense(
     dtype: torch.dtype, batch: int, length: int, size: int, biases: int | None, p=0.0, pad=False, parts=False
-):
+) -> list[Tensor]:
     tensors = [poisoned(random(batch, 2, length, size, dtype=dtype)) for _ in range(3)]
     if biases is not None:
         tensors.append(poisoned(random(biases, 2, length, length, dtype=dtype)))
@@ -77,7 +79,7 @@ def run_dense(
         padding[1] = False  # all keys of this row are masked
     segments = (uniform(batch, length) < 0.1).cumsum(1).int() if parts else None
     options = {"key_padding": padding, "segments": segments, "dropout_p": p, "keys": keys(batch) if p else None}
-    run(
+    return run(
         f"{dtype} B {batch} T {length} K {size} bias {biases} padding {pad} dropout {p} segments {parts}",
         lambda q, k, v, b=None: triton_attention(q, k, v, b, **options, scale=size**-0.5),
         lambda q, k, v, b=None: attention_reference(q, k, v, b, **options),
@@ -86,14 +88,14 @@ def run_dense(
     )
 
 
-def run_packed(ends: list[int], has_bias: bool, p: float, dtype: torch.dtype = torch.float32) -> None:
+def run_packed(ends: list[int], has_bias: bool, p: float, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     cu_seqlens = torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
     longest = int(cu_seqlens.diff().max())
     tensors = [poisoned(random(1, 2, ends[-1], 16, dtype=dtype)) for _ in range(3)]
     if has_bias:
         tensors.append(poisoned(random(1, 2, longest, longest, dtype=dtype)))
     options = {"cu_seqlens": cu_seqlens, "dropout_p": p, "keys": keys(len(ends)) if p else None}
-    run(
+    return run(
         f"{dtype} packed {ends} bias {has_bias} dropout {p}",
         lambda q, k, v, b=None: triton_attention(q, k, v, b, **options, scale=0.25),
         lambda q, k, v, b=None: attention_reference(q, k, v, b, **options),
@@ -219,6 +221,30 @@ def packed() -> None:
         run_packed(ends, has_bias, p)
 
 
+def run_stored(limits: Sequence[int], function: Callable, *arguments, **options) -> None:
+    """Runs a case with the gradient of the scores stored for at most this number of pairs of a sequence and a head at a
+    time. The results for all limits have the same bits."""
+    state, form = GENERATOR.get_state(), launches._Launches.stored_group
+    found = []
+    for limit in limits:
+        launches._Launches.stored_group = lambda call, *more, n=limit: (min(n, call.pairs), form(call, *more)[1])
+        GENERATOR.set_state(state)
+        found.append(function(*arguments, **options))
+    launches._Launches.stored_group = form
+    assert all(torch.equal(a, b) for one in found[1:] for a, b in zip(found[0], one, strict=True)), arguments
+
+
+def stored() -> None:
+    """The backward pass with a stored gradient of the scores, in groups that end within a head and at its end."""
+    run_stored((3, 9), run_dense, torch.float32, 2, 37, 17, 1, 0.2, pad=True, parts=True)
+    run_stored((3,), run_dense, torch.float32, 2, 33, 16, 2, pad=True)
+    run_stored((1,), run_dense, torch.float32, 1, 64, 16, 1)  # whole tiles
+    run_stored((3,), run_packed, [5, 38, 38, 55], True, 0.1)
+    run_stored((2,), run_packed, [1, 2, 40], False, 0.2)
+    run_stored((3, 9), run_dense, torch.bfloat16, 2, 40, 24, 1, 0.1, pad=True)  # by the short kernel
+    run_stored((1,), run_packed, [7, 137], True, 0.1, torch.float16)
+
+
 def untied() -> None:
     run_untied(torch.float32, 37, False, pad=True, parts=True)
     run_untied(torch.float32, 64, True, pad=True)
@@ -229,4 +255,4 @@ def untied() -> None:
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (check_operators, check_edges, dense, low, packed, untied)}[sys.argv[1]]()
+    {f.__name__: f for f in (check_operators, check_edges, dense, low, packed, stored, untied)}[sys.argv[1]]()
