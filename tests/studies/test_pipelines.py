@@ -228,6 +228,7 @@ def test_a_failed_job_ends_its_descendants_only(pipeline, pipeline_inputs, tmp_p
     assert "4 of 10 jobs are done, 6 failed or did not run" in page and "on the way" in page
     printed = capsys.readouterr()
     assert "FAILED command, bad" in printed.err and "not run" in printed.err
+    assert "command, good: exit code 0, 0 s" in printed.err
     # The same command runs them again; with the error corrected, the rest is done before.
     changes["commands"][0]["run"] = "true"
     changes["models"] = [base]

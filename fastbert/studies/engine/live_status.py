@@ -70,7 +70,9 @@ class LiveStatus:
         self._ended += 1
         if row["status"] == "done":
             self.done[job.id] = row
-            what = "{} {:.4f}, {:.0f} s".format(*self.measured(row), row["seconds"])
+            name, value = self.measured(row)
+            what = f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+            what += f", {row['seconds']:.0f} s"
         else:
             self.failed[job.id] = job
             what = f"FAILED: {row['reason']}"

@@ -133,7 +133,7 @@ def measured(row: ResultRow) -> tuple[str, float]:
         return f"{row['metrics'][0]} of the ensemble", mean_of_splits(row["ensemble"], row["metrics"][0])
     if row["kind"] == PREPARE:
         return "million tokens", sum(split["tokens"] for split in row["splits"].values()) / 1e6
-    return "exit code", 0.0
+    return "exit code", 0  # otherwise the job has failed
 
 
 def describe_pipeline(pipeline: Pipeline) -> dict[str, Any]:
