@@ -82,10 +82,10 @@ def test_plan_a(dry_runs) -> None:
     held = [row["part"] for row in rows["training tupe-r 0.1"] if row["result"] == "holds"]
     assert held == ["skipped update", "one step", "ten steps", "resumed at 5"]
     timed = [row for row in rows["throughput"] if "contestant" in row]
-    assert [row["contestant"] for row in timed] == [*("fastbert absolute", "fastbert tupe-r", "transformers, compiled")]
+    assert [row["contestant"] for row in timed] == ["fastbert absolute", "transformers, compiled"]
     for row in timed:
         assert row["result"] == "measured" and 0 < row["least"] <= row["tokens/s"] <= row["most"] and 0 < row["MFU"] < 1
-        assert row["x transformers, compiled"] == pytest.approx(timed[2]["ms"] / row["ms"])
+        assert row["x transformers, compiled"] == pytest.approx(timed[1]["ms"] / row["ms"])
 
 
 def test_plan_b(dry_runs) -> None:

@@ -324,12 +324,13 @@ def main() -> int:
     groups = plan_a() if args.plan == "a" else plan_b(args.data, args.seconds)
     if args.toy:
         groups = [[step for step in group if step.name in TOY] for group in groups]
-    with tempfile.TemporaryDirectory(prefix="fastbert-measure-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fastbert-measure-", ignore_cleanup_errors=True) as folder:
         try:
             args.kernels = triton_cache.unpack(args.cache, Path(folder) / "triton") if args.cache else None
+            measurement = Measurement(args, Path(folder))
+            measurement.write()
         except UserError as error:
             parser.error(str(error))
-        measurement = Measurement(args, Path(folder))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             measurement.run(groups)
