@@ -40,7 +40,7 @@ def launches(folder: Path) -> Iterator[tuple[str, Launch]]:
     yield "machine", lambda: steps.base_kernels(cpu, 128, 512)
     for length, _ in SHAPES:
         for position in TIMED:
-            values = {"size": "base", "layers": 1, "length": length, "batch_size": 16, "position": position}
+            values = {"size": "base", "layers": 2, "length": length, "batch_size": 16, "position": position}
             yield f"throughput {length} {position}", lambda v=values: train(work, {**v, "dropout": 0.1})
     for length in (512, 128, 2048):
         yield f"peers {length}", lambda n=length: attend(n)
@@ -98,7 +98,7 @@ def run_cases(name: str, group: str) -> None:
 
 
 def call(operator, arguments) -> None:
-    """What remains of `torch.library.opcheck`: a forward and a backward pass."""
+    """The forward and the backward pass of an operator, for `torch.library.opcheck`."""
     outputs = operator(*arguments)
     first = outputs[0] if isinstance(outputs, tuple) else outputs
     if first.requires_grad:
@@ -134,11 +134,15 @@ def compile_all(found: Iterator[tuple[str, Launch]], cache: Path) -> tuple[int, 
     return len(list(cache.glob(f"*/{triton_cache.GROUP}"))), failed
 
 
-def main() -> int:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="the file to write, such as cache.tar.xz")
     parser.add_argument("--only", default="", help="compile only launches whose name begins with this text")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = (parser := command_line()).parse_args()
     if __debug__:
         parser.error("run it as python3 -O: the test suite's cases must not check results, which are not computed")
     with tempfile.TemporaryDirectory() as folder:

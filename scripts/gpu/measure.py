@@ -107,13 +107,13 @@ class Running:
 
     step: Step
     seconds: float = 0.0
-    """Its time limit."""
+    """Time limit."""
     process: subprocess.Popen | None = None
     output: Path | None = None
-    """What it prints to standard output; to standard error, with the ending .err."""
+    """File of its standard output; that of standard error has the ending .err."""
     started: float = 0.0
     ended: str = ""
-    """How it ended; empty until then."""
+    """Reason of its end; empty until then."""
     took: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     read: int = 0
@@ -308,7 +308,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def main() -> int:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", choices=LIMITS, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the three files")
@@ -317,7 +317,11 @@ def main() -> int:
     parser.add_argument("--commit", default="", help="commit of the code, where there is no git")
     parser.add_argument("--data", default="", help="plan b: a prepared folder to pretrain on")
     parser.add_argument("--toy", action="store_true", help="dry run with tiny sizes, on any machine")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = (parser := command_line()).parse_args()
     if args.data and not Path(args.data).is_dir():
         parser.error(f"there is no folder {args.data}; --data is one that `fastbert prepare` wrote")
     args.seconds = args.seconds or LIMITS[args.plan]

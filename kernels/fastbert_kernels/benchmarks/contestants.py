@@ -26,7 +26,7 @@ class Contestant:
     """Imports what it needs and returns the function."""
     biased: bool = True
     package: str = ""
-    """What `pip install` needs for it, in addition to PyTorch."""
+    """Package to install for it, in addition to PyTorch."""
 
 
 def sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, real=None) -> Tensor:
