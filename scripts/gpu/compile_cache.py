@@ -86,13 +86,14 @@ def attend(length: int) -> None:
             results(attention, inputs, grad)
 
 
-def run_cases(name: str, group: str) -> None:
+def run_cases(file: str, group: str) -> None:
     """A group of the test suite's cases, without its comparisons: results are uninitialized memory."""
     import steps
 
-    module = steps.load_cases(name)
-    if hasattr(module, "print"):
-        del module.print
+    module = steps.load_cases(file)
+    for name in ("check", "compare"):  # of samples
+        if hasattr(module, name):
+            setattr(module, name, lambda *_: None)
     with mock.patch.object(torch.testing, "assert_close"), mock.patch.object(torch.library, "opcheck", call):
         getattr(module, group)()
 

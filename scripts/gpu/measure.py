@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ CASES = {
 }
 """Files of the test suite's cases, and their groups; those of one text run in one process."""
 TOY = ("machine", "attention packed", "training tupe-r 0.1", "throughput", "attention 512", "pretrain")
-"""Steps of a dry run."""
+"""Steps of a dry run, which have no limits of their own: any machine may be slow."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def plan_a() -> list[Group]:
         for dropout in ("0.0", "0.1")
     ]
     checks += [Step("bits", 150, ("bits",)), Step("throughput", 330, ("throughput",), waits=True)]
-    return [[Step("machine", 60, ("machine",))], checks]
+    return [[Step("machine", 70, ("machine",))], checks]
 
 
 def plan_b(data: str, seconds: float = LIMITS["b"]) -> list[Group]:
@@ -316,7 +316,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, help="kernels compiled before, a file of compile_cache.py")
     parser.add_argument("--commit", default="", help="commit of the code, where there is no git")
     parser.add_argument("--data", default="", help="plan b: a prepared folder to pretrain on")
-    parser.add_argument("--toy", action="store_true", help="dry run with tiny sizes, on any machine")
+    parser.add_argument("--toy", action="store_true", help="dry run of a few steps with tiny sizes, on any machine")
     return parser
 
 
@@ -327,7 +327,7 @@ def main() -> int:
     args.seconds = args.seconds or LIMITS[args.plan]
     groups = plan_a() if args.plan == "a" else plan_b(args.data, args.seconds)
     if args.toy:
-        groups = [[step for step in group if step.name in TOY] for group in groups]
+        groups = [[replace(step, seconds=args.seconds) for step in group if step.name in TOY] for group in groups]
     with tempfile.TemporaryDirectory(prefix="fastbert-measure-", ignore_cleanup_errors=True) as folder:
         try:
             args.kernels = triton_cache.unpack(args.cache, Path(folder) / "triton") if args.cache else None
