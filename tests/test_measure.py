@@ -240,6 +240,16 @@ def test_kernels_compiled_before_are_found(monkeypatch, tmp_path: Path) -> None:
     assert triton_cache.uses() == {"found": 1, "compiled": 1, "names": ["rows_kernel"]}
 
 
+def test_the_launches_of_every_step_are_compiled_beforehand(tmp_path: Path) -> None:
+    names = [name.replace(",", "").split() for name, _ in compile_cache.launches(tmp_path)]
+    chosen = [step for group in (*measure.plan_a(), *measure.plan_b("data")) for step in group]
+    for step in chosen:
+        first, *more = step.arguments
+        groups = [[more[0], group] for group in more[1:]] if first == "cases" else [more]
+        if first not in ("bits", "pretrain"):  # no kernels; those of the throughput
+            assert all(any({first, *words} <= set(name) for name in names) for words in groups), step
+
+
 # --- checks
 
 
