@@ -211,6 +211,7 @@ def test_user_errors(monkeypatch, tmp_path: Path, capsys) -> None:
         (measure.main, ["--plan", "b", "--out", "x", "--data", str(tmp_path / "none")], "there is no folder"),
         (steps.main, ["machine"], "there is no GPU; --toy is a dry run on the CPU"),
         (compile_cache.main, ["x"], "python3 -O"),
+        (compile_cache.main, [str(tmp_path / "none" / "x")], "none does not exist or cannot be written"),
     ):
         monkeypatch.setattr(sys, "argv", ["script", *arguments])
         with pytest.raises(SystemExit) as error:

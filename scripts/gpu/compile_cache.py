@@ -145,6 +145,8 @@ def command_line() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = (parser := command_line()).parse_args()
+    if not os.access(args.file.absolute().parent, os.W_OK):
+        parser.error(f"the folder {args.file.absolute().parent} does not exist or cannot be written")
     if __debug__:
         parser.error("run it as python3 -O: the test suite's cases must not check results, which are not computed")
     with tempfile.TemporaryDirectory() as folder:
