@@ -49,7 +49,7 @@ SLOWEST = (
     "training/test_failures.py",
     "pretraining/test_resume.py",
     "test_extending.py",
-    "test_on_gpu.py",
+    "test_measure.py",
     "pretraining/test_machine_options.py",
     "studies/test_ray.py",
 )

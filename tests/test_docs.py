@@ -5,6 +5,7 @@ The snippets of docs/extending.md and those that train with other libraries have
 import json
 import lzma
 import re
+import runpy
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -139,14 +140,26 @@ def check_of_several(words: list[str]) -> None:
     parse(OPTIONS[job], arguments, job)
 
 
+def check_script(words: list[str]) -> None:
+    """Checks the options of a script, which has a test of its own."""
+    index = next(number for number, word in enumerate(words) if word.endswith(".py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str((ROOT / words[index]).parent))  # as Python does for a script
+        parser = runpy.run_path(str(ROOT / words[index]))["command_line"]()
+    parser.parse_args(words[index + 1 :])
+
+
 def run_command(words: list[str]) -> None:
     if words[0] in ("torchrun", "sbatch") or "--launch" in words:
         check_of_several(words)
         return
     if words[0] == "./run_pretrain.sh":
         words = ["fastbert", "pretrain", "tiny", *words[1:]]
+    if words[0] == "python3":
+        check_script(words)
+        return
     if words[0] != "fastbert":
-        known = words[0] in ("cd", "git", "source", "tensorboard", "hf")
+        known = words[0] in ("cd", "export", "git", "source", "tensorboard", "hf")
         assert known or (words[0].startswith("./") and (ROOT / words[0]).is_file()), f"unknown command: {words}"
         return
     arguments = words[1:]

@@ -60,11 +60,16 @@ class Runner:
         RuntimeError: an internal error, or an error of the peer, with its traceback.
     """
 
-    def __init__(self, contestant: Contestant) -> None:
+    def __init__(self, contestant: Contestant, build: Callable[[Contestant, Path], "Built"] | None = None) -> None:
+        """Start the process, and wait until it has made its first steps.
+
+        Args:
+            build: builds the training in that process, with a folder for its output (default: from prepared data).
+        """
         self.contestant = contestant
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(contestant, theirs), daemon=True)
+        self._process = context.Process(target=_serve, args=(contestant, theirs, build or _build), daemon=True)
         with without_control_c():
             self._process.start()
         theirs.close()
@@ -116,33 +121,50 @@ class Runner:
         return answer
 
 
-def _serve(contestant: Contestant, pipe: Connection) -> None:
+@dataclass(frozen=True)
+class Built:
+    """A training that is ready for its first step."""
+
+    setup: PretrainSetup
+    memory: PeakMemory
+    """Created just before the networks."""
+    step: Iterator[None]
+    facts: dict[str, Any]
+    profile: Callable[[], list[dict[str, Any]]]
+
+
+def _build(contestant: Contestant, folder: Path) -> Built:
+    setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
+    memory = PeakMemory(setup.device)
+    return Built(setup, memory, *(_peer if contestant.peer else _fastbert)(setup, contestant, folder))
+
+
+def _serve(contestant: Contestant, pipe: Connection, build: Callable[[Contestant, Path], Built]) -> None:
     """Answers requests until the other end of the pipe is closed. Messages of the contestant are discarded."""
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends; errors go through the pipe)
     try:
         with tempfile.TemporaryDirectory(prefix="fastbert-bench-") as folder:
-            setup = (_bare_setup if contestant.peer else prepare_setup)(contestant.options)
-            memory = PeakMemory(setup.device)
-            step, facts, profile = (_peer if contestant.peer else _fastbert)(setup, contestant, Path(folder))
+            built = build(contestant, Path(folder))
+            setup = built.setup
 
             def steps(count: int) -> float:
                 synchronize(setup.device)
                 start = time.perf_counter()
                 for _ in range(count):
-                    next(step)
+                    next(built.step)
                 synchronize(setup.device)
                 return time.perf_counter() - start
 
             steps(WARM_UP)
             answers: dict[str, Callable[..., Any]] = {
                 "steps": steps,
-                "memory": memory.growth,
-                "profile": profile,
+                "memory": built.memory.growth,
+                "profile": built.profile,
                 "peak": lambda: peak_flops(setup.device, setup.precision, again=True),
             }
             options = setup.options
             shape = {"tokens": options.batch_size * options.length, "device": str(setup.device)}
-            pipe.send(("answer", {**shape, "precision": setup.precision, **facts}))
+            pipe.send(("answer", {**shape, "precision": setup.precision, **built.facts}))
             while True:
                 request, *arguments = pipe.recv()
                 pipe.send(("answer", answers[request](*arguments)))
@@ -212,9 +234,7 @@ def _peer(
     return bert_steps(setup, batches, contestant.compiled), {}, list
 
 
-def bert_steps(
-    setup: PretrainSetup, batches: Iterable[Mapping[str, torch.Tensor]], compiled: bool, backend: str = "inductor"
-) -> Iterator[None]:
+def bert_steps(setup: PretrainSetup, batches: Iterable[Mapping[str, torch.Tensor]], compiled: bool) -> Iterator[None]:
     """Training steps of transformers' BERT of the same shape, one for each of `batches` (`input_ids`, `labels`): SDPA,
     torch's fused AdamW, clipping, and a linear schedule."""
     from transformers import BertConfig, BertForMaskedLM, get_linear_schedule_with_warmup
@@ -222,7 +242,7 @@ def bert_steps(
     options, device = setup.options.optimizer, setup.device
     shape = {theirs: getattr(setup.config, ours) for ours, theirs in BERT_OPTIONS.items()}
     model = BertForMaskedLM(BertConfig(**shape, attn_implementation="sdpa")).to(device).train()
-    call = torch.compile(model, dynamic=False, backend=backend) if compiled else model
+    call = torch.compile(model, dynamic=False) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, 100, STEPS)
     for batch in batches:

@@ -1,12 +1,8 @@
 """Dry runs of the GPU benchmarks on a machine without a GPU."""
 
-import importlib.util
 import itertools
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,13 +13,12 @@ from fastbert_kernels.benchmarks.measuring import Settings
 from fastbert_kernels.benchmarks.report import report
 from fastbert_kernels.configurations import CANDIDATES, TENSOR_CLASSES
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu" / "kernels_on_gpu.py"
-
 
 def test_dry_run(tmp_path) -> None:
-    command = [sys.executable, SCRIPT, "--toy", "--commit", "abc123", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr + "".join(x.read_text() for x in tmp_path.glob("*.txt"))
+    options = ["--toy", "--rounds", "2", "--commit", "abc123", "--out", str(tmp_path)]
+    main(["tune", *options])
+    main(["attention", *options, "--tiles", str(tmp_path / "attention-tune.json")])
+    main(["vocabulary", *options])
     tuned, benched, words = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("attention-tune", "attention", "vocabulary")
     )
@@ -32,8 +27,9 @@ def test_dry_run(tmp_path) -> None:
     assert benched["tiles"] == tuned["rows"][-1]["best"] and benched["ceilings"]["tflops"] > 0
     named = {row["contestant"] for row in benched["rows"]}
     assert named >= {"fastbert", "fastbert, no bias", "plain", "fastbert, packed", "TUPE-R as a matrix"}
-    for row in benched["rows"]:
-        assert "failed" not in row and row["both"]["ms"] > 0
+    missing = [row for row in benched["rows"] if "both" not in row]
+    assert all(row["failed"].startswith("not installed: no module ") for row in missing)
+    assert all(row["both"]["ms"] > 0 for row in benched["rows"] if row not in missing)
     assert {(row["operation"], row["contestant"]) for row in words["rows"]} >= {
         ("loss", "fastbert"),
         ("loss", "compiled"),
@@ -45,6 +41,7 @@ def test_dry_run(tmp_path) -> None:
     text = (tmp_path / "attention.md").read_text()
     assert text.startswith("# Attention on a GPU\n")
     assert "dry run with tiny shapes" in text and "- commit: abc123" in text and "| fastbert, packed |" in text
+    assert "| TransformerEngine, cuDNN | not installed: no module transformer_engine;" in text
 
 
 def test_tuning_compares_the_forms_of_the_backward_pass_at_their_best(tmp_path, monkeypatch) -> None:
@@ -96,15 +93,17 @@ def test_errors_that_are_not_finite(tmp_path, monkeypatch) -> None:
     from fastbert_kernels.benchmarks.measuring import ResultRows
     from fastbert_kernels.benchmarks.report import attention_tables
 
-    spec = importlib.util.spec_from_file_location("kernels_on_gpu", SCRIPT)
-    spec.loader.exec_module(script := importlib.util.module_from_spec(spec))
-    for error, wrong in ((0.0, False), (1.0, True), (math.nan, True), (math.inf, True)):
-        assert script.wrong({"errors": {"q": [error, 1e-6]}}) is script.wrong({"other": 0.0, "error": error}) is wrong
     rows = ResultRows("attention", Settings(tmp_path))
     timed = {"ms": 1.0, "least": 1.0, "most": 1.0, "tflops": 1.0}
-    row = {"case": "batch", "contestant": "fastbert", "length": 8, "errors": {"q": [math.nan, 1e-6]}, "peak_mib": 1}
+    row = {
+        "case": "batch",
+        "contestant": "fastbert",
+        "length": 8,
+        "errors": {"q": [math.nan, 1e-6, math.nan]},
+        "peak_mib": 1,
+    }
     rows.add(**row, forward=timed, backward=timed, both=timed)
     found = json.loads(rows.path.read_text())
-    assert found["rows"][0]["errors"] == {"q": [None, 1e-6]}
+    assert found["rows"][0]["errors"] == {"q": [None, 1e-6, None]}
     monkeypatch.setattr("fastbert_kernels.benchmarks.report.roofline_fraction", lambda *arguments: 1.0)
     assert "| inf" in attention_tables(found).replace("  ", " ")

@@ -31,7 +31,7 @@ def library(tmp_path_factory) -> Iterator[ctypes.CDLL]:
     if COMPILER is None or stand_in.missing_header():
         pytest.skip("Triton's launcher is C code: it needs gcc or clang, and Python.h")
     if torch.cuda.is_available():
-        pytest.skip("this machine's own driver is in use; scripts/gpu/kernels_on_gpu.py runs the kernels there")
+        pytest.skip("this machine's own driver is in use; scripts/gpu/measure.py runs the kernels there")
     from triton.backends.nvidia import driver
 
     folder = tmp_path_factory.mktemp("stand-in")

@@ -80,7 +80,7 @@ def test_the_losses_are_the_same(name: str, objective: str, references, prepared
 
 def test_every_machine_option_is_tested() -> None:
     tested = {option for change in VARIANTS.values() for option in change}
-    # A GPU in scripts/gpu/on_gpu.py; the bytes of any number of workers in test_prepare; training/test_apex.py,
+    # A GPU in scripts/gpu/measure.py; the bytes of any number of workers in test_prepare; training/test_apex.py,
     # training/test_parallel.py and training/test_failures.py.
     elsewhere = {"device", "workers", "apex", "shard", "timeout"}
     assert {field.name for field in fields(PretrainMachineOptions)} == tested | elsewhere

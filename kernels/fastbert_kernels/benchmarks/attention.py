@@ -3,7 +3,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastbert_kernels import attention, attention_reference, configurations
 from fastbert_kernels.attention.untied import by_kernels, by_matrix, untied_parts
+from fastbert_kernels.benchmarks.contestants import BACKENDS, Contestant, contestants, sdpa
 from fastbert_kernels.benchmarks.measuring import FAILURES, ResultRows, Settings, ceilings, failure, peak_mib, timed
 from fastbert_kernels.configurations import CANDIDATES, TENSOR_CLASSES, Tiles
 
 HEADS, HEAD_SIZE, TOKENS = 12, 64, 65_536
 LENGTHS = (512, 128, 1024, 2048, 256)
 """Most informative first, since the time limit may end the benchmark."""
+WRONG = 0.03
+"""Error relative to the norm above which a result is wrong: rounding to bfloat16 gives less than 0.01."""
 TOY = {"heads": 2, "size": 16, "lengths": (32, 48), "tokens": 96}
 
 
@@ -48,21 +51,6 @@ def packed_tensors(settings: Settings, length: int) -> tuple[list[Tensor], Tenso
     return found, (torch.arange(length) < sizes[:, None]).to(settings.device), bounds
 
 
-# --- contestants: (q, k, v, bias) -> output
-
-
-def sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, real=None) -> Tensor:
-    mask = None if bias is None else bias.to(q.dtype).expand(len(q), -1, -1, -1)
-    if real is not None:
-        mask = mask.masked_fill(~real[:, None, None], torch.finfo(q.dtype).min)
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-def flex(function: Callable, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return function(q, k, v, score_mod=lambda score, b, h, m, n: score + bias[0, h, m, n])
-
-
 def concatenated(q: Tensor, k: Tensor, v: Tensor, pos_q: Tensor, pos_k: Tensor) -> Tensor:
     """TUPE-A without its reset, as attention with heads of twice the size, by cuDNN or flash."""
     longer = [torch.cat([x, pos.expand(len(x), -1, -1, -1)], -1) for x, pos in ((q, pos_q), (k, pos_k))]
@@ -71,44 +59,41 @@ def concatenated(q: Tensor, k: Tensor, v: Tensor, pos_q: Tensor, pos_k: Tensor) 
     return out[..., : v.shape[-1]]
 
 
-def contestants(cuda: bool) -> dict[str, tuple[bool, Callable]]:
-    """Name -> (whether it has a bias, function)."""
-    found = {"fastbert": (True, attention), "fastbert, no bias": (False, attention)}
-    found["plain"] = (True, attention_reference)
-    if not cuda:
-        return found
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return {
-        **found,
-        "SDPA flash, no bias": (False, functools.partial(sdpa, SDPBackend.FLASH_ATTENTION)),
-        "SDPA cuDNN, no bias": (False, functools.partial(sdpa, SDPBackend.CUDNN_ATTENTION)),
-        "SDPA memory-efficient": (True, functools.partial(sdpa, SDPBackend.EFFICIENT_ATTENTION)),
-        "plain, compiled": (True, torch.compile(attention_reference, dynamic=False)),
-        "FlexAttention": (True, functools.partial(flex, torch.compile(flex_attention, dynamic=False))),
-    }
-
-
 # --- errors
 
 
-def errors(settings: Settings, function: Callable, length: int) -> dict[str, list[float]]:
-    """Errors of output and gradients against float64, each with that of the reference in bfloat16."""
-    *inputs, grad = tensors(settings, length, True, batch=3)
+def results(compute: Callable, inputs: list[Tensor], grad: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Output and gradients, of inputs in `dtype` or as they are."""
+    leaves = inputs if dtype is None else [x.detach().to(dtype).requires_grad_() for x in inputs]
+    out = compute(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
-    def results(compute: Callable, dtype: torch.dtype | None = None) -> list[Tensor]:
-        leaves = inputs if dtype is None else [x.detach().to(dtype).requires_grad_() for x in inputs]
-        out = compute(*leaves)
-        return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
-    exact, ours, plain = results(attention_reference, torch.float64), results(function), results(attention_reference)
-    found = zip(("out", "q", "k", "v", "bias"), exact, ours, plain, strict=True)
-    return {name: [(x.double() - true).abs().max().item() for x in (a, b)] for name, true, a, b in found}
+def errors(settings: Settings, function: Callable, length: int, biased: bool = True) -> dict[str, list[float]]:
+    """Maximum errors of output and gradients against float64, each with that of the reference in bfloat16, and the
+    function's error relative to the norm."""
+    *inputs, grad = tensors(settings, length, biased, batch=3)
+    exact = results(attention_reference, inputs, grad, torch.float64)
+    ours, plain = (results(compute, inputs, grad) for compute in (function, attention_reference))
+    found = zip(("out", "q", "k", "v", "bias"), exact, ours, plain, strict=False)
+    return {
+        name: [
+            *((x.double() - true).abs().max().item() for x in (a, b)),
+            ((a.double() - true).norm() / true.norm()).item(),
+        ]
+        for name, true, a, b in found
+    }
 
 
 def within(found: dict[str, list[float]]) -> bool:
     """Report whether errors are at most twice those of plain PyTorch in the same precision, plus 1e-5."""
-    return all(ours <= 2 * plain + 1e-5 for ours, plain in found.values())
+    return all(ours <= 2 * plain + 1e-5 for ours, plain, _ in found.values())
+
+
+def wrong(found: dict[str, list[float]]) -> str | None:
+    """The results that are not those of this function, whatever the rounding in bfloat16; None if there are none."""
+    others = [f"{name} by {relative:.2g}" for name, (*_, relative) in found.items() if not relative <= WRONG]
+    return f"wrong: error relative to the norm of {', '.join(others)}" if others else None
 
 
 # --- tune
@@ -155,38 +140,81 @@ def tune(settings: Settings, save: bool = False) -> ResultRows:
 # --- bench
 
 
-def bench(settings: Settings, tiles: dict | None = None) -> ResultRows:
-    """Measure forward, backward and both, peak memory and errors of every contestant; then packed sequences and
-    TUPE."""
+def bench(
+    settings: Settings,
+    tiles: dict | None = None,
+    lengths: Sequence[int] | None = None,
+    others: bool = True,
+    ready: Callable[[], None] = lambda: None,
+) -> ResultRows:
+    """Measure forward, backward and both, peak memory and errors of every contestant; then, if `others`, packed
+    sequences and TUPE. A contestant is timed only if its results are right.
+
+    Args:
+        tiles: configurations of the kernels.
+        lengths: those of LENGTHS by default.
+        ready: called when the contestants of a length have been compiled and checked, before they are timed.
+    """
     if tiles:
         configurations.use(tiles)
     device = settings.device
-    heads, size, _, tokens = shape(settings)
+    heads, size, default_lengths, tokens = shape(settings)
     header = {"ceilings": ceilings(device, settings.toy), "tiles": tiles or "default"}
     rows = ResultRows("attention", settings, **header, shape={"heads": heads, "head_size": size, "tokens": tokens})
-    for length in shape(settings)[2]:
-        for name, (biased, function) in contestants(device.type == "cuda").items():
-            row: dict[str, Any] = {"case": "batch", "length": length, "contestant": name}
-            try:
-                *inputs, grad = tensors(settings, length, biased)
-                time_passes(row, settings, function, inputs, grad)
-                if biased:
-                    row["errors"] = errors(settings, function, length)
-            except FAILURES as error:  # a backend that does not support this shape is a result too
-                row["failed"] = failure(error)
-            if not rows.over:
-                rows.add(**row)
+    for length in lengths or default_lengths:
+        checked = [
+            (one.biased, *check(settings, name, one, length))
+            for name, one in contestants(device.type == "cuda").items()
+            if not rows.over
+        ]
+        ready()
+        for biased, function, row in checked:
+            if function is not None and not rows.over:
+                measure(row, settings, function, lambda n=length, b=biased: tensors(settings, n, b))
+            rows.add(**row)
         for name, function, inputs, grad in itertools.chain(packed(settings, length), untied(settings, length)):
-            if rows.over:
+            if rows.over or not others:
                 break
             row = {"case": "packed" if "pa" in name else "TUPE", "length": length, "contestant": name}
-            try:
-                time_passes(row, settings, function, inputs, grad)
-            except FAILURES as error:
-                row["failed"] = failure(error)
+            measure(row, settings, function, lambda found=(*inputs, grad): found)
             rows.add(**row)
     configurations.use({})
     return rows
+
+
+def check(settings: Settings, name: str, one: Contestant, length: int) -> tuple[Callable | None, dict[str, Any]]:
+    """Build a contestant, compile it for the shape that is timed, and compare it with float64.
+
+    Returns:
+        Its function, or None if it is not installed, fails or is wrong; and its row so far, which reports that.
+    """
+    row: dict[str, Any] = {"case": "batch", "length": length, "contestant": name}
+    try:
+        function = one.build()
+        row["errors"] = errors(settings, function, length, one.biased)
+        if (found := wrong(row["errors"])) is not None:
+            return None, row | {"wrong": found}
+        *inputs, grad = tensors(settings, length, one.biased)
+        results(function, inputs, grad)
+    except ModuleNotFoundError as error:
+        return None, row | {"failed": f"not installed: no module {error.name}; pip install {one.package}"}
+    except Exception as error:  # of any package, such as a shape that it does not support: a result too
+        return None, row | {"failed": failure(error)}
+    finally:
+        if settings.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return function, row
+
+
+def measure(
+    row: dict[str, Any], settings: Settings, function: Callable, prepare: Callable[[], Sequence[Tensor]]
+) -> None:
+    """Add the times of a contestant, or how it failed, to `row`; `prepare` returns the inputs and a gradient."""
+    try:
+        *inputs, grad = prepare()
+        time_passes(row, settings, function, inputs, grad)
+    except Exception as error:  # of any package: the others are measured
+        row["failed"] = failure(error)
 
 
 def packed(settings: Settings, length: int) -> Iterator[tuple[str, Callable, list[Tensor], Tensor]]:
@@ -197,7 +225,7 @@ def packed(settings: Settings, length: int) -> Iterator[tuple[str, Callable, lis
     yield "fastbert, packed", functools.partial(attention, cu_seqlens=bounds), [*flat, bias], rows_of_grad
     yield "fastbert, padded", functools.partial(attention, key_padding=real), [q, k, v, bias], grad
     if settings.device.type == "cuda":
-        efficient = functools.partial(sdpa, SDPBackend.EFFICIENT_ATTENTION, real=real)
+        efficient = functools.partial(sdpa, BACKENDS["memory-efficient"], real=real)
         yield "SDPA memory-efficient, padded", efficient, [q, k, v, bias], grad
 
 

@@ -31,6 +31,8 @@ class Settings:
     rounds: int = 20
     toy: bool = False
     """Dry run with tiny shapes, on any machine; times are meaningless."""
+    added: Callable[[dict[str, Any]], None] | None = None
+    """Called with each new row."""
 
     @property
     def device(self) -> torch.device:
@@ -49,6 +51,7 @@ class ResultRows:
         """
         settings.out.mkdir(parents=True, exist_ok=True)
         self.path, self.start, self.rows = settings.out / f"{name}.json", time.monotonic(), []
+        self.added = settings.added
         self.end, self.steps, self.done = self.start + settings.seconds, steps, 0
         cuda = settings.device.type == "cuda"
         self.header = {
@@ -66,6 +69,8 @@ class ResultRows:
         texts = [_text(name, value) for name, value in row.items() if name != "errors"]
         print(f"{self.clock()}  {', '.join(texts)}", file=sys.stderr, flush=True)
         write_whole(self.path, finite_json({**self.header, "rows": self.rows}) + "\n")
+        if self.added is not None:
+            self.added(row)
 
     def step(self) -> None:
         self.done += 1

@@ -71,14 +71,14 @@ def attention_tables(found: dict[str, Any]) -> str:
     for length in sorted({row["length"] for row in batch}):
         rows = []
         for row in (row for row in batch if row["length"] == length):
-            if "failed" in row:
-                rows.append([row["contestant"], row["failed"], *[None] * 7])
+            if "both" not in row:
+                rows.append([row["contestant"], row.get("failed", row.get("wrong")), *[None] * 7])
                 continue
             times = [f"{row[k]['ms']} ({row[k]['least']} to {row[k]['most']})" for k in passes]
             speed = [row["both"]["tflops"], f"{roofline_fraction(row, 'both', found):.2f}"]
             times_ours = f"{row['both']['ms'] / ours[length]['both']['ms']:.2f}" if length in ours else None
             errors = row.get("errors", {}).values()
-            worst = max((math.inf if None in (a, b) else a / (2 * b + 1e-5) for a, b in errors), default=None)
+            worst = max((math.inf if None in (a, b) else a / (2 * b + 1e-5) for a, b, _ in errors), default=None)
             rows.append([row["contestant"], *times, *speed, times_ours, row["peak_mib"], worst and f"{worst:.2f}"])
         head = [
             "contestant",
