@@ -179,7 +179,7 @@ def _is_text(call: ast.Call) -> bool:
     name = call.func.attr if is_method else getattr(call.func, "id", None)
     if name in ("read_text", "write_text"):
         return is_method
-    if name not in ("open", "fdopen") or ast.unparse(call.func) in ("os.open", "archive.open"):
+    if name not in ("open", "fdopen") or ast.unparse(call.func) in ("os.open", "archive.open", "tarfile.open"):
         return False
     modes = [word.value for word in call.keywords if word.arg == "mode"] + call.args
     texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]

@@ -25,7 +25,8 @@ def scripts():
     """The modules of the scripts."""
     folders = [str(SCRIPTS / name) for name in ("against_transformers", "ten_to_one")]
     sys.path[:0] = folders
-    yield {name: importlib.import_module(name) for name in ("pretrain_with_trainer", "measure", "speed", "report")}
+    names = ("pretrain_with_trainer", "measure_checkpoints", "time_steps", "quality_report")
+    yield {name: importlib.import_module(name) for name in names}
     sys.path[:] = [path for path in sys.path if path not in folders]
 
 
@@ -124,11 +125,11 @@ def test_what_the_example_of_transformers_does_not_have_is_refused(scripts, flag
 def test_both_trainings_are_measured_by_the_same_code(
     scripts, trained, prepared, tmp_path, monkeypatch, capsys
 ) -> None:
-    module, out = scripts["measure"], tmp_path / "measured.jsonl"
+    module, out = scripts["measure_checkpoints"], tmp_path / "measured.jsonl"
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"sentence_good": "The people rest.", "sentence_bad": "People the rest."}\n')
     runs = [str(trained / name) for name in ("trainer", "own")]
-    words = ["measure.py", *runs, f"--data={prepared}", "--length=16", f"--pairs={pairs}", f"--out={out}"]
+    words = ["measure_checkpoints.py", *runs, f"--data={prepared}", "--length=16", f"--pairs={pairs}", f"--out={out}"]
     monkeypatch.setattr(sys, "argv", words)
     module.main()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -144,7 +145,7 @@ def test_both_trainings_are_measured_by_the_same_code(
 
 
 def test_seconds_of_steps_are_read_from_both(scripts, trained, monkeypatch) -> None:
-    module = scripts["speed"]
+    module = scripts["time_steps"]
     monkeypatch.setattr(module, "EVERY", 1)
     assert module.is_trainers(trained / "trainer") and not module.is_trainers(trained / "own")
     for name in ("trainer", "own"):
@@ -153,14 +154,14 @@ def test_seconds_of_steps_are_read_from_both(scripts, trained, monkeypatch) -> N
 
 
 def test_other_tokenizers_are_not_compared(scripts, trained, grown, tmp_path) -> None:
-    module = scripts["measure"]
+    module = scripts["measure_checkpoints"]
     arguments = type("Arguments", (), {"data": str(grown), "length": 16, "sequences": 4})
     with pytest.raises(UserError, match="has another tokenizer than"):
         module.masked_loss(trained / "own", arguments, module.MachineOptions(device="cpu"))
 
 
 def test_cost_at_which_a_quality_is_reached(scripts) -> None:
-    reach = scripts["report"].cost_to_reach
+    reach = scripts["quality_report"].cost_to_reach
     curve = [(1.0, 6.0), (4.0, 5.0), (16.0, 4.0)]
     assert reach(curve, 4.5, True) == (pytest.approx(8.0), False)  # halfway in the logarithm of the cost
     assert reach(curve, 6.5, True) == (1.0, True) and reach(curve, 3.9, True) is None
@@ -169,14 +170,14 @@ def test_cost_at_which_a_quality_is_reached(scripts) -> None:
 
 
 def test_report_of_two_contestants(scripts, prepared, trained, tmp_path, monkeypatch) -> None:
-    module = scripts["report"]
+    module = scripts["quality_report"]
     rows = [("trainer", 2, 6.0, 0.5), ("trainer", 4, 5.0, 0.6), ("own", 2, 5.0, 0.55), ("own", 4, 4.0, 0.7)]
     keys = ("run", "step", "loss", "pairs")
     measured = [dict(zip(keys, (str(trained / run), *more), strict=True)) for run, *more in rows]
     (tmp_path / "measured.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in measured))
     speeds = {str(trained / "trainer"): [60_000, 120_000, 70_000], str(trained / "own"): [7_000, 6_000, 5_000]}
     (tmp_path / "speed.json").write_text(json.dumps({"milliseconds": speeds}))
-    words = ["report.py", f"--measured={tmp_path / 'measured.jsonl'}", f"--speed={tmp_path / 'speed.json'}"]
+    words = ["quality_report.py", f"--measured={tmp_path / 'measured.jsonl'}", f"--speed={tmp_path / 'speed.json'}"]
     words += [f"--data={prepared}", "--target=Trainer", f"--out={tmp_path / 'report'}"]
     words += ["--contestant", "Trainer", str(trained / "trainer"), "--contestant", "own", str(trained / "own")]
     monkeypatch.setattr(sys, "argv", words)

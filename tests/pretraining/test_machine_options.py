@@ -135,10 +135,14 @@ def test_a_block_on_several_processes_is_one_program(monkeypatch: pytest.MonkeyP
         patch.setattr(Block, "compile", lambda self: nn.Module.compile(self, backend=backend))
         set_execution(encoder, compiled=True, checkpointing=False)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    network = None
     try:
         network = Ranks().distributed(encoder, torch.device("cpu"))
         network(torch.ones(2, 8, dtype=torch.long), row_keys=torch.arange(2, dtype=torch.int32)).sum().backward()
     finally:
+        # While the group lives: a network that is the last to release it waits for the group's threads, with Python's
+        # lock, for which a thread may wait that has just summed the gradients.
+        del network
         dist.destroy_process_group()
     assert len(programs) == 1
 

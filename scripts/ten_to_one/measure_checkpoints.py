@@ -1,7 +1,7 @@
 """Measures the checkpoints of pretrainings by the same code: masked loss on held-out rows with fixed masks, and minimal
 pairs.
 
-    python scripts/ten_to_one/measure.py RUN... --data data/wiki --pairs blimp100 --length 64 --out measured.jsonl
+    python scripts/ten_to_one/measure_checkpoints.py RUN... --data data/wiki --pairs blimp100 --out measured.jsonl
 
 A RUN is a folder of `fastbert pretrain`, of which the milestones and the last checkpoint are measured, or one of
 pretrain_with_trainer.py, of which all exports are. --out receives a line for each; lines that it has are not measured

@@ -1,8 +1,8 @@
 """Writes tables and a figure of quality over minutes and FLOPs, and the fraction of the cost at which one contestant
 reaches the final quality of another.
 
-    python scripts/ten_to_one/report.py --measured measured.jsonl --speed speed.json --target tuned --out report \\
-        --contestant tuned RUN RUN --contestant all RUN RUN ...
+    python scripts/ten_to_one/quality_report.py --measured measured.jsonl --speed speed.json --target tuned \\
+        --out report --contestant tuned RUN RUN --contestant all RUN RUN ...
 
 The runs of a contestant are its seeds and, with a constant learning rate, the annealed branches. All have the speed of
 its first run that was timed. --out receives rows.json, tables.md and quality.png.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import options_of, read_rows
+from measure_checkpoints import options_of, read_rows
 
 from fastbert.data.shards import open_dataset
 from fastbert.errors import UserError
@@ -147,8 +147,8 @@ def plot(contestants: dict[str, list[Point]], entropy: float, path: Path) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measured", type=Path, nargs="+", required=True, help="files of measure.py")
-    parser.add_argument("--speed", type=Path, required=True, help="file of speed.py")
+    parser.add_argument("--measured", type=Path, nargs="+", required=True, help="files of measure_checkpoints.py")
+    parser.add_argument("--speed", type=Path, required=True, help="file of time_steps.py")
     parser.add_argument("--data", type=Path, required=True, help="prepared text of the runs")
     parser.add_argument("--contestant", nargs="+", action="append", required=True, metavar="NAME RUN...")
     parser.add_argument("--target", required=True, help="the contestant whose final quality is to be reached")

@@ -1,6 +1,6 @@
 """Times the steps of pretrainings, which alternate, each in a process of its own. Run it without other load.
 
-    python scripts/ten_to_one/speed.py RUN... --data data/wiki --threads 2 --rounds 5 --out speed.json
+    python scripts/ten_to_one/time_steps.py RUN... --data data/wiki --threads 2 --rounds 5 --out speed.json
 
 A RUN is a folder of `fastbert pretrain` or of pretrain_with_trainer.py, whose config.yaml has the recipe. --out
 receives, for each, the milliseconds of a step in each round: the median over --steps steps, without the first ones.
