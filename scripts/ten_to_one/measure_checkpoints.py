@@ -48,9 +48,14 @@ def checkpoints(run: Path) -> dict[int, Path]:
     return {step: path for step, path in sorted(found.items()) if step in wanted}
 
 
+def is_trainers(run: Path) -> bool:
+    """Report whether a run is one of pretrain_with_trainer.py."""
+    return (run / "steps.jsonl").is_file()
+
+
 def options_of(run: Path) -> PretrainOptions:
     """Options of a run by either program."""
-    if (run / "steps.jsonl").is_file():
+    if is_trainers(run):
         return load_yaml(PretrainOptions, run / "config.yaml")
     return stored_options(str(run))
 
@@ -95,9 +100,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--out", type=Path, required=True, help="JSONL to append to")
     arguments = parser.parse_args()
-    rows = read_rows(arguments.out)
-    done = {(row["run"], row["step"]) for row in rows}
     try:
+        rows = read_rows(arguments.out)
+        done = {(row["run"], row["step"]) for row in rows}
         for run in arguments.runs:
             models = checkpoints(run)
             if not models:

@@ -15,18 +15,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from measure_checkpoints import is_trainers, options_of, read_rows
+
 from fastbert.errors import UserError
-from fastbert.pretraining.run import stored_options
-from fastbert.records import parse_json, write_json
+from fastbert.records import write_json
 from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
 
 TRAINER = Path(__file__).parents[1] / "against_transformers" / "pretrain_with_trainer.py"
 EVERY, FIRST = 5, 2  # steps of a measurement, and number of measurements at the beginning that are left out
-
-
-def is_trainers(run: Path) -> bool:
-    return (run / "steps.jsonl").is_file()
 
 
 def milliseconds(run: Path, arguments: argparse.Namespace) -> float:
@@ -49,13 +46,11 @@ def milliseconds(run: Path, arguments: argparse.Namespace) -> float:
 
 def seconds_of_steps(out: Path) -> list[float]:
     """Seconds of a step in each measurement of EVERY steps."""
-    name = "steps.jsonl" if is_trainers(out) else "metrics.jsonl"
-    rows = [parse_json(line, name, dict) for line in (out / name).read_text(encoding="utf-8").splitlines()]
     if is_trainers(out):
-        return [row["seconds"] / EVERY for row in rows]
-    options = stored_options(str(out))
+        return [row["seconds"] / EVERY for row in read_rows(out / "steps.jsonl")]
+    options = options_of(out)
     tokens = options.batch_size * options.length
-    return [tokens / row["tokens_per_second"] for row in rows if row["split"] == "train"]
+    return [tokens / row["tokens_per_second"] for row in read_rows(out / "metrics.jsonl") if row["split"] == "train"]
 
 
 def main() -> None:

@@ -6,9 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +28,6 @@ from fastbert.studies.pipelines.lost import rerun_lost
 from fastbert.studies.pipelines.remove_models import models_by_task, remove_models
 from fastbert.studies.pipelines.report import jobs_table
 from fastbert.studies.pipelines.results import mean_figures, results_of, tuning_rows
-from fastbert.studies.pipelines.runners import command_job
 from fastbert.studies.pipelines.tunings import ENSEMBLE, TOGETHER
 from fastbert.studies.shared.evaluate_jobs import EVALUATE
 from fastbert.studies.shared.finetune_jobs import FINETUNE
@@ -403,53 +400,3 @@ def test_files_that_were_removed(finished, pipeline, tmp_path, monkeypatch, caps
     del store.rows[branch.id]
     rerun_lost(graph, store)
     assert {job.id for job in graph.jobs} - store.rows.keys() == {branch.id, branch.after[0]}
-
-
-def test_processes_of_a_command_end_with_it(tmp_path) -> None:
-    """Its standard input is empty, not the one through which the worker receives jobs."""
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "of-a-stopped-attempt").touch()
-    line = "cat > {out}/input; sleep 1000 & echo $! > {out}/background; exit 3"
-    reading, writing = os.pipe()
-    job = {"options": {"run": line, "folders": {}, "resumes": False}}
-    with running(lambda: command_job(job, out), stdin=reading) as process:
-        wait_for(lambda: os.waitpid(process, os.WNOHANG) == (process, 0))
-    os.close(writing)
-    os.close(reading)
-    assert (out / "input").read_text() == "" and not (out / "of-a-stopped-attempt").exists()
-    wait_for(lambda: not Path("/proc", (out / "background").read_text().strip()).exists())
-
-
-def test_processes_of_a_command_end_with_its_worker(tmp_path) -> None:
-    line = "sh -c 'echo $$ > {out}/inner; sleep 1000; true' | cat; true"
-    inner = tmp_path / "run" / "inner"
-    with running(lambda: command_job({"options": {"run": line, "folders": {}, "resumes": False}}, tmp_path / "run")):
-        wait_for(lambda: inner.is_file() and inner.read_text().strip())
-    wait_for(lambda: not Path("/proc", inner.read_text().strip()).exists())
-
-
-@contextmanager
-def running(function: Callable[[], object], stdin: int | None = None) -> Iterator[int]:
-    """A copy of this process that calls a function, and is killed in the end."""
-    process = os.fork()
-    if process == 0:
-        try:
-            if stdin is not None:
-                os.dup2(stdin, 0)
-            function()
-        finally:
-            os._exit(0)
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
