@@ -101,6 +101,42 @@ def test_the_arguments_of_the_trainer_are_those_of_the_recipe(scripts, tmp_path)
     assert module.arguments_of(options, tmp_path, "bf16").bf16
 
 
+def test_short_rows_come_first_also_after_an_interruption(scripts, trained, prepared, tmp_path, monkeypatch) -> None:
+    module, out, seen = scripts["pretrain_with_trainer"], tmp_path / "out", []
+    read = module.PackedRows.on_host
+
+    def on_host(self, rows, *more):
+        batch = read(self, rows, *more)
+        seen.append((tuple(batch.input_ids.shape), rows.tolist()))
+        return batch
+
+    monkeypatch.setattr(module.PackedRows, "on_host", on_host)
+    words = [str(trained / "recipe.yaml"), f"--data={prepared}", *FLAGS, f"--out={out}", "--machine.micro-batch-size=4"]
+    words += ["--first-length=8", "--first-fraction=0.75"]
+    call(scripts, words)
+    assert [shape for shape, _ in seen[:8]] == [(8, 8)] * 6 + [(4, 16)] * 2  # two micro-batches a step
+    assert all(rows[1::2] == [row + 1 for row in rows[::2]] and rows[0] % 2 == 0 for _, rows in seen[:6])
+    whole = [sorted({row // 2 for row in rows}) for _, rows in seen[:6]]
+    assert all(len(rows) == 4 for rows in whole)
+    batches, export = seen[:8], weights(out, 4)
+    begin = module.Clock.on_step_begin
+
+    def stop(self, args, state, *rest, **more):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        return begin(self, args, state, *rest, **more)
+
+    again = tmp_path / "again"
+    words = [word.replace(str(out), str(again)) for word in words]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.Clock, "on_step_begin", stop)
+        call(scripts, words)
+    seen.clear()
+    call(scripts, words)
+    assert seen[:4] == batches[4:]  # from the checkpoint of step 2
+    assert max((tensor - export[name]).abs().max() for name, tensor in weights(again, 4).items()) <= 3e-4
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -108,7 +144,7 @@ def test_the_arguments_of_the_trainer_are_those_of_the_recipe(scripts, tmp_path)
         (["--optimizer.name=muon"], "optimizer.name is muon"),
         (["--norm=pre"], "encoder.norm is pre"),
         (["--schedule.name=constant"], "schedule.name is constant"),
-        (["--first-length=8"], "stages.first_length is 8"),
+        (["--initial-batch-size=8"], "stages.initial_batch_size is 8"),
         (["--batch-size=8", "--machine.micro-batch-size=3"], "batch_size 8 is no multiple of micro_batch_size 3"),
         (["--minutes=1"], "give --steps"),
     ],

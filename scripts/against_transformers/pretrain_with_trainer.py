@@ -13,6 +13,7 @@ the Trainer's example does not have are refused.
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from transformers import (
 from fastbert.config import load_yaml, to_yaml
 from fastbert.data.batches import PackedRows
 from fastbert.data.shards import open_dataset
+from fastbert.data.stages import make_plan
 from fastbert.errors import UserError
 from fastbert.files import atomic_file
 from fastbert.flags import parse
@@ -44,18 +46,41 @@ from fastbert.training.hardware import resolve_device, resolve_precision
 SPECIAL = ("cls", "sep", "pad", "mask", "unk")
 
 
-class Rows(Dataset):
-    """The training rows of `fastbert pretrain`, as a map-style dataset."""
+class Numbers(Dataset):
+    """Numbers of the training rows, which the collator reads."""
 
-    def __init__(self, rows: PackedRows) -> None:
-        self.rows = rows
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.count
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        batch = self.rows.on_host(np.array([index]), np.array([0]))
-        return {"input_ids": batch.input_ids[0]}
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Collator(TrainerCallback):
+    """Reads the rows of `fastbert pretrain` and masks them by the collator of run_mlm.py.
+
+    In the stage of short sequences, row i of the final length stands for the rows k i ... k i + k - 1 that are k times
+    shorter, so the Trainer's batches are the recipe's.
+    """
+
+    def __init__(self, options: PretrainOptions, rows: dict[int, PackedRows], masks: Callable) -> None:
+        self.plan = make_plan(options.stages, options.batch_size, options.length, options.steps)
+        self.micro_batches = options.batch_size // min(options.micro_batch_size, options.batch_size)
+        self.options, self.rows, self.masks, self.calls = options, rows, masks, 0
+
+    def on_train_begin(self, args, state, control, **more) -> None:
+        self.calls = state.global_step * self.micro_batches
+
+    def __call__(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+        length = self.plan.at(self.calls // self.micro_batches).length
+        self.calls += 1
+        times = self.options.length // length
+        short = np.add.outer(times * np.array(numbers), np.arange(times)).flatten() % len(self.rows[length])
+        batch = self.rows[length].on_host(short, short)
+        return self.masks([{"input_ids": row} for row in batch.input_ids])
 
 
 class Clock(TrainerCallback):
@@ -93,7 +118,7 @@ def refuse_other_recipes(options: PretrainOptions) -> None:
         "encoder.norm": "post",
         "optimizer.name": "adamw",
         "schedule.name": "linear",
-        "stages.first_length": None,
+        "stages.initial_batch_size": None,
         "mlm.whole_word": False,
         "notes.enabled": False,
         "replay.data": None,
@@ -110,6 +135,8 @@ def refuse_other_recipes(options: PretrainOptions) -> None:
             raise UserError(f"{name} is {found}; with transformers' Trainer it has to be {value}")
     if options.steps is None:
         raise UserError("give --steps: the schedule needs the number of steps")
+    if options.length % (first := options.stages.first_length or options.length):
+        raise UserError(f"length {options.length} is no multiple of first_length {first}")
     if options.batch_size % (micro := min(options.micro_batch_size, options.batch_size)):
         raise UserError(f"batch_size {options.batch_size} is no multiple of micro_batch_size {micro}")
 
@@ -145,6 +172,7 @@ def arguments_of(options: PretrainOptions, out: Path, precision: str) -> Trainin
         report_to="none",
         disable_tqdm=True,
         dataloader_drop_last=True,
+        remove_unused_columns=False,
     )
 
 
@@ -163,14 +191,18 @@ def pretrain(options: PretrainOptions) -> None:
     with atomic_file(out / "config.yaml") as file:
         file.write(to_yaml(options).encode())
     milestones = options.milestone_steps() if options.milestones else frozenset()
+    lengths = {options.length, options.stages.first_length or options.length}
+    rows = {length: PackedRows(data.split("train"), length, ids["[CLS]"], ids["[SEP]"]) for length in lengths}
+    masks = DataCollatorForLanguageModeling(tokenizer, mlm_probability=options.mlm.mask_rate)
+    collator = Collator(options, rows, masks)
     set_seed(options.seed)
     trainer = Trainer(
         model=model_of(options.encoder.resolve(data.vocab_size, options.length)),
         args=arguments_of(options, out, precision),
-        train_dataset=Rows(PackedRows(data.split("train"), options.length, ids["[CLS]"], ids["[SEP]"])),
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=options.mlm.mask_rate),
+        train_dataset=Numbers(len(rows[options.length])),
+        data_collator=collator,
         processing_class=tokenizer,
-        callbacks=[Clock(options, milestones | {options.steps}, out)],
+        callbacks=[Clock(options, milestones | {options.steps}, out), collator],
     )
     begun = any((out / "trainer").glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=begun)
