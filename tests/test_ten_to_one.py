@@ -4,6 +4,7 @@ checkpoints of both measured by the same code."""
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from fastbert.cli import main
-from fastbert.config import from_dict
+from fastbert.config import from_dict, load_yaml
+from fastbert.data.stages import StageOptions
 from fastbert.errors import UserError
 from fastbert.pretraining.options import PretrainOptions
 
@@ -188,6 +190,38 @@ def test_seconds_of_steps_are_read_from_both(scripts, trained, monkeypatch) -> N
         assert len(times) == 4 and all(0 < time < 60 for time in times)
 
 
+@pytest.fixture
+def staged(scripts, trained):
+    """Options of a run of four steps, of which three have short sequences."""
+    options = scripts["measure_checkpoints"].options_of(trained / "own")
+    return replace(options, stages=StageOptions(first_length=8, first_fraction=0.75))
+
+
+def test_each_stage_is_timed_by_a_training_of_its_own(scripts, staged, tmp_path) -> None:
+    module = scripts["time_steps"]
+    arguments = type("Arguments", (), {"data": "data/wiki", "steps": 30, "threads": 2})
+    options = replace(staged, machine=replace(staged.machine, micro_batch_size=4))
+    stages = module.stages_of(options)
+    assert [(stage.batch_size, stage.length) for stage in stages] == [(16, 8), (8, 16)]
+    for stage, micro in zip(stages, (8, 4), strict=True):
+        (tmp_path / "recipe.yaml").write_text(module.to_yaml(module.with_one_stage(options, stage, arguments)))
+        found = load_yaml(PretrainOptions, tmp_path / "recipe.yaml")
+        assert (found.batch_size, found.length, found.machine.micro_batch_size) == (*stage.shape, micro)
+        assert (found.stages, found.steps, found.machine.threads) == (StageOptions(), 30, 2)
+        assert (found.encoder, found.optimizer, found.seed) == (options.encoder, options.optimizer, options.seed)
+
+
+def test_costs_of_stages(scripts, staged, prepared, monkeypatch) -> None:
+    module = scripts["quality_report"]
+    monkeypatch.setattr(module, "options_of", lambda run: staged)
+    costs = module.costs_of(Path("run"), {"8": [900, 1000, 5000], "16": [3000]}, prepared)
+    minutes, flops = zip(*(costs(steps) for steps in (1, 3, 4)), strict=True)
+    assert minutes == pytest.approx((1 / 60, 3 / 60, 6 / 60))
+    assert flops[1] == 3 * flops[0] and flops[2] - flops[1] > flops[0]  # attention at twice the length
+    with pytest.raises(UserError, match="run has sequences of 16 tokens, which were not timed"):
+        module.costs_of(Path("run"), {"8": [900]}, prepared)
+
+
 def test_other_tokenizers_are_not_compared(scripts, trained, grown, tmp_path) -> None:
     module = scripts["measure_checkpoints"]
     arguments = type("Arguments", (), {"data": str(grown), "length": 16, "sequences": 4})
@@ -210,7 +244,10 @@ def test_report_of_two_contestants(scripts, prepared, trained, tmp_path, monkeyp
     keys = ("run", "step", "loss", "pairs")
     measured = [dict(zip(keys, (str(trained / run), *more), strict=True)) for run, *more in rows]
     (tmp_path / "measured.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in measured))
-    speeds = {str(trained / "trainer"): [60_000, 120_000, 70_000], str(trained / "own"): [7_000, 6_000, 5_000]}
+    speeds = {
+        str(trained / "trainer"): {"16": [60_000, 120_000, 70_000]},
+        str(trained / "own"): {"16": [7_000, 6_000, 5_000]},
+    }
     (tmp_path / "speed.json").write_text(json.dumps({"milliseconds": speeds}))
     words = ["quality_report.py", f"--measured={tmp_path / 'measured.jsonl'}", f"--speed={tmp_path / 'speed.json'}"]
     words += [f"--data={prepared}", "--target=Trainer", f"--out={tmp_path / 'report'}"]
@@ -218,7 +255,7 @@ def test_report_of_two_contestants(scripts, prepared, trained, tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", words)
     module.main()
     text = (tmp_path / "report" / "tables.md").read_text()
-    assert "| Trainer | 1 | 70000.0 (60000.0 to 120000.0) | 4.7 | 5.000 | 60.0 |" in text
+    assert "| Trainer | 1 | 16: 70000.0 (60000.0 to 120000.0) | 4.7 | 5.000 | 60.0 |" in text
     # 2 steps of 6 s are 4.3 % of 4 steps of 70 s; at equal FLOPs of a step they are half of them.
     assert "| own | masked loss (nats) | 5.000 | at most 4.3% | at most 50.0% |" in text
     assert "| own | minimal pairs right (%) | 60.000 | 5.4% | 63.0% |" in text

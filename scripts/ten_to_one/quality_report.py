@@ -21,6 +21,7 @@ import numpy as np
 from measure_checkpoints import options_of, read_rows
 
 from fastbert.data.shards import open_dataset
+from fastbert.data.stages import make_plan
 from fastbert.errors import UserError
 from fastbert.figures import panels_below_each_other
 from fastbert.files import atomic_file
@@ -41,27 +42,36 @@ class Point:
     values: dict[str, float]
 
 
-def flops_of_step(run: Path, data: Path) -> int:
-    """FLOPs of a step by the closed form of fastbert's loop, also for transformers, whose model computes logits and
-    the last block at all positions."""
-    options = options_of(run)
-    dataset = open_dataset(data)
+def costs_of(run: Path, speed: dict[str, list[float]], data: Path) -> Callable[[int], tuple[float, float]]:
+    """Function of a number of steps: minutes and FLOPs of a run until then. FLOPs are those of the closed form of
+    fastbert's loop, also for transformers, whose model computes logits and the last block at all positions."""
+    options, dataset = options_of(run), open_dataset(data)
     config = options.encoder.resolve(dataset.vocab_size, options.length)
     objective = OBJECTIVES[options.objective](config, options.of_objective.resolve(config), dataset.wordpiece)
-    return objective.flops(options.batch_size, options.length)
+    plan = make_plan(options.stages, options.batch_size, options.length, options.steps)
+    if missing := [length for length in plan.lengths if str(length) not in speed]:
+        raise UserError(f"{run} has sequences of {missing[0]} tokens, which were not timed")
+
+    def costs(steps: int) -> tuple[float, float]:
+        ms = plan.total(lambda _, length: statistics.median(speed[str(length)]), 0, steps)
+        return ms / 60_000, float(plan.total(objective.flops, 0, steps))
+
+    return costs
 
 
-def points_of(runs: Sequence[Path], measured: Sequence[dict[str, Any]], ms: float, data: Path) -> list[Point]:
+def points_of(
+    runs: Sequence[Path], measured: Sequence[dict[str, Any]], speed: dict[str, list[float]], data: Path
+) -> list[Point]:
     """The measured checkpoints of a contestant's runs, in the order of their cost."""
     found = []
     for run in runs:
         rows = [row for row in measured if row["run"] == str(run)]
         if not rows:
             raise UserError(f"{run} is not among the measured runs")
-        flops, seed = flops_of_step(run, data), options_of(run).seed
+        costs, seed = costs_of(run, speed, data), options_of(run).seed
         for row in rows:
             values = {"loss": row["loss"], "pairs": 100 * row["pairs"]}
-            found.append(Point(row["step"] * ms / 60_000, float(row["step"] * flops), seed, values))
+            found.append(Point(*costs(row["step"]), seed, values))
     return sorted(found, key=lambda point: point.minutes)
 
 
@@ -88,14 +98,13 @@ def cost_to_reach(curve: Sequence[tuple[float, float]], target: float, lower: bo
     return None
 
 
-def tables(contestants: dict[str, list[Point]], speeds: dict[str, list[float]], target: str) -> str:
-    lines = ["| contestant | seeds | ms per step (min to max) | minutes | masked loss | minimal pairs |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
+def tables(contestants: dict[str, list[Point]], speeds: dict[str, dict[str, list[float]]], target: str) -> str:
+    lines = ["| contestant | seeds | length: ms per step (min to max) | minutes | masked loss | minimal pairs |"]
+    lines.append("|---|---:|---|---:|---:|---:|")
     for name, points in contestants.items():
         last = [point for point in points if point.minutes >= 0.999 * points[-1].minutes]
-        rounds = speeds[name]
         figures = [format_seeds([point.values[measure] for point in last], measure) for measure in MEASURES]
-        speed = f"{statistics.median(rounds):.1f} ({min(rounds):.1f} to {max(rounds):.1f})"
+        speed = "; ".join(f"{length}: {format_rounds(rounds)}" for length, rounds in speeds[name].items())
         lines.append(f"| {name} | {len(last)} | {speed} | {last[0].minutes:.1f} | {' | '.join(figures)} |")
     lines += ["", "| contestant | measure | final value of " + target + " | of its minutes | of its FLOPs |"]
     lines.append("|---|---|---:|---:|---:|")
@@ -105,6 +114,10 @@ def tables(contestants: dict[str, list[Point]], speeds: dict[str, list[float]], 
             goal = mean_curve(contestants[target], lambda point: point.minutes, measure)[-1][1]
             lines.append(f"| {name} | {label} | {goal:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def format_rounds(rounds: Sequence[float]) -> str:
+    return f"{statistics.median(rounds):.1f} ({min(rounds):.1f} to {max(rounds):.1f})"
 
 
 def format_seeds(values: Sequence[float], measure: str) -> str:
@@ -162,8 +175,7 @@ def main() -> None:
             speeds[name] = next((timed[run] for run in runs if run in timed), None)
             if speeds[name] is None:
                 raise UserError(f"no run of {name} is in {arguments.speed}")
-            ms = statistics.median(speeds[name])
-            contestants[name] = points_of(list(map(Path, runs)), measured, ms, arguments.data)
+            contestants[name] = points_of(list(map(Path, runs)), measured, speeds[name], arguments.data)
         if arguments.target not in contestants:
             raise UserError(f"--target {arguments.target} is none of the contestants")
         arguments.out.mkdir(parents=True, exist_ok=True)

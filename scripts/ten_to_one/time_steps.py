@@ -3,7 +3,8 @@
     python scripts/ten_to_one/time_steps.py RUN... --data data/wiki --threads 2 --rounds 5 --out speed.json
 
 A RUN is a folder of `fastbert pretrain` or of pretrain_with_trainer.py, whose config.yaml has the recipe. --out
-receives, for each, the milliseconds of a step in each round: the median over --steps steps, without the first ones.
+receives, for each and for each length of its sequences, the milliseconds of a step in each round: the median over
+--steps steps, without the first ones.
 """
 
 import argparse
@@ -12,12 +13,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from measure_checkpoints import is_trainers, options_of, read_rows
 
+from fastbert.config import to_yaml
+from fastbert.data.stages import Stage, StageOptions, make_plan
 from fastbert.errors import UserError
+from fastbert.pretraining.options import PretrainOptions
 from fastbert.records import write_json
 from fastbert.streams import echo
 from fastbert.training.hardware import describe_machine
@@ -26,17 +30,42 @@ TRAINER = Path(__file__).parents[1] / "against_transformers" / "pretrain_with_tr
 EVERY, FIRST = 5, 2  # steps of a measurement, and number of measurements at the beginning that are left out
 
 
-def milliseconds(run: Path, arguments: argparse.Namespace) -> float:
+def stages_of(options: PretrainOptions) -> list[Stage]:
+    """The stages of a run."""
+    return list(make_plan(options.stages, options.batch_size, options.length, options.steps).stages)
+
+
+def with_one_stage(options: PretrainOptions, stage: Stage, arguments: argparse.Namespace) -> PretrainOptions:
+    """The options of a short training with the sequences of a stage."""
+    micro = options.machine.micro_batch_size
+    return replace(
+        options,
+        data=arguments.data,
+        out=None,
+        length=stage.length,
+        batch_size=stage.batch_size,
+        stages=StageOptions(),
+        steps=arguments.steps,
+        milestones=None,
+        log_every=EVERY,
+        eval_every=arguments.steps,
+        eval_sequences=8,
+        checkpoint_every=arguments.steps,
+        machine=replace(
+            options.machine,
+            threads=arguments.threads,
+            micro_batch_size=micro and micro * options.length // stage.length,
+        ),
+    )
+
+
+def milliseconds(run: Path, stage: Stage, arguments: argparse.Namespace) -> float:
     """Median time of a step."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
+        recipe, out = Path(folder) / "recipe.yaml", Path(folder) / "run"
+        recipe.write_text(to_yaml(with_one_stage(options_of(run), stage, arguments)), encoding="utf-8")
         command = [sys.executable, str(TRAINER)] if is_trainers(run) else [sys.executable, "-m", "fastbert", "pretrain"]
-        command += [str(run / "config.yaml"), "--data", arguments.data, "--out", str(out)]
-        steps = str(arguments.steps)
-        command += ["--steps", steps, "--milestones", steps, "--log-every", str(EVERY)]
-        command += ["--machine.threads", str(arguments.threads)]
-        if not is_trainers(run):
-            command += ["--eval-every", str(arguments.steps), "--eval-sequences", "8"]
+        command += [str(recipe), "--out", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -62,12 +91,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of a training (default: 60)")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    found: dict[str, Any] = {str(run): [] for run in arguments.runs}
     try:
+        stages = {str(run): stages_of(options_of(run)) for run in arguments.runs}
+        found = {run: {str(stage.length): [] for stage in parts} for run, parts in stages.items()}
         for _ in range(arguments.rounds):
-            for run in arguments.runs:
-                found[str(run)].append(round(milliseconds(run, arguments), 3))
-                echo(f"{run}: {found[str(run)][-1]} ms per step")
+            for run, stage in ((run, stage) for run, parts in stages.items() for stage in parts):
+                times = found[run][str(stage.length)]
+                times.append(round(milliseconds(Path(run), stage, arguments), 3))
+                echo(f"{run}, length {stage.length}: {times[-1]} ms per step")
             facts = {"machine": describe_machine(), "threads": arguments.threads, "load": os.getloadavg()[0]}
             write_json(arguments.out, {**facts, "milliseconds": found})
     except UserError as error:
