@@ -27,7 +27,7 @@ def scripts():
     """The modules of the scripts."""
     folders = [str(SCRIPTS / name) for name in ("against_transformers", "ten_to_one")]
     sys.path[:0] = folders
-    names = ("pretrain_with_trainer", "measure_checkpoints", "time_steps", "quality_report")
+    names = ("pretrain_with_trainer", "measure_checkpoints", "time_steps", "quality_report", "fine_tune")
     yield {name: importlib.import_module(name) for name in names}
     sys.path[:] = [path for path in sys.path if path not in folders]
 
@@ -229,6 +229,24 @@ def test_other_tokenizers_are_not_compared(scripts, trained, grown, tmp_path) ->
         module.masked_loss(trained / "own", arguments, module.MachineOptions(device="cpu"))
 
 
+def test_fine_tunings_of_both_are_scored_after_the_last_epoch(scripts, trained, tmp_path, monkeypatch) -> None:
+    module = scripts["fine_tune"]
+    rows = [f'{{"sentence1": "the people {i}", "sentence2": "we", "label": "{"ab"[i % 2]}"}}' for i in range(16)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    task = tmp_path / "snli.yaml"
+    task.write_text("train: train.jsonl\ndev: dev.jsonl\ntext: sentence1\npair: sentence2\nlabel: label\n")
+    for model in (trained / "trainer" / "step-4", trained / "own"):
+        out = tmp_path / model.name
+        words = ["fine_tune.py", str(model), "--glue-dir=none", f"--snli={task}", f"--out={out}", "--max-length=16"]
+        monkeypatch.setattr(sys, "argv", [*words, "--seeds=2", "--epochs=2", "--tasks", "snli"])
+        module.main()
+        found = json.loads((out / "scores.json").read_text())
+        seeds = json.loads((out / "snli" / "results.json").read_text())["fractions"][0]["seeds"]
+        assert found == {"snli": [100 * seed["last"]["dev"]["dev"]["accuracy"] for seed in seeds]}
+        assert len(seeds) == 2 and seeds[0]["last"]["epoch"] == 2
+
+
 def test_cost_at_which_a_quality_is_reached(scripts) -> None:
     reach = scripts["quality_report"].cost_to_reach
     curve = [(1.0, 6.0), (4.0, 5.0), (16.0, 4.0)]
@@ -252,9 +270,13 @@ def test_report_of_two_contestants(scripts, prepared, trained, tmp_path, monkeyp
     words = ["quality_report.py", f"--measured={tmp_path / 'measured.jsonl'}", f"--speed={tmp_path / 'speed.json'}"]
     words += [f"--data={prepared}", "--target=Trainer", f"--out={tmp_path / 'report'}"]
     words += ["--contestant", "Trainer", str(trained / "trainer"), "--contestant", "own", str(trained / "own")]
+    for seed, scores in enumerate(({"sst2": [70, 72, 80]}, {"sst2": [68, 70, 69]})):
+        (tmp_path / f"{seed}.json").write_text(json.dumps(scores))
+    words += ["--fine-tuned", "own", str(tmp_path / "0.json"), str(tmp_path / "1.json")]
     monkeypatch.setattr(sys, "argv", words)
     module.main()
     text = (tmp_path / "report" / "tables.md").read_text()
+    assert "| contestant | sst2 |" in text and "| own | 74.0, 69.0 (68.0 to 80.0) |" in text
     assert "| Trainer | 1 | 16: 70000.0 (60000.0 to 120000.0) | 4.7 | 5.000 | 60.0 |" in text
     # 2 steps of 6 s are 4.3 % of 4 steps of 70 s; at equal FLOPs of a step they are half of them.
     assert "| own | masked loss (nats) | 5.000 | at most 4.3% | at most 50.0% |" in text

@@ -5,7 +5,8 @@ reaches the final quality of another.
         --out report --contestant tuned RUN RUN --contestant all RUN RUN ...
 
 The runs of a contestant are its seeds and, with a constant learning rate, the annealed branches. All have the speed of
-its first run that was timed. --out receives rows.json, tables.md and quality.png.
+its first run that was timed. --fine-tuned NAME FILE FILE... adds the scores of fine_tune.py for the contestant's seeds.
+--out receives rows.json, tables.md and quality.png.
 """
 
 import argparse
@@ -116,6 +117,21 @@ def tables(contestants: dict[str, list[Point]], speeds: dict[str, dict[str, list
     return "\n".join(lines) + "\n"
 
 
+def fine_tuned_table(scores: dict[str, list[dict[str, list[float]]]]) -> str:
+    """Means over the fine-tunings of each pretraining seed, and the range of all of them."""
+    tasks = list(dict.fromkeys(task for files in scores.values() for file in files for task in file))
+    lines = [f"| contestant | {' | '.join(tasks)} |", "|---|" + "---:|" * len(tasks)]
+    for name, files in scores.items():
+        cells = []
+        for task in tasks:
+            seeds = [file[task] for file in files if task in file]
+            means = ", ".join(f"{statistics.mean(seed):.1f}" for seed in seeds)
+            values = [value for seed in seeds for value in seed]
+            cells.append(f"{means} ({min(values):.1f} to {max(values):.1f})" if values else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def format_rounds(rounds: Sequence[float]) -> str:
     return f"{statistics.median(rounds):.1f} ({min(rounds):.1f} to {max(rounds):.1f})"
 
@@ -164,6 +180,7 @@ def main() -> None:
     parser.add_argument("--speed", type=Path, required=True, help="file of time_steps.py")
     parser.add_argument("--data", type=Path, required=True, help="prepared text of the runs")
     parser.add_argument("--contestant", nargs="+", action="append", required=True, metavar="NAME RUN...")
+    parser.add_argument("--fine-tuned", nargs="+", action="append", default=[], metavar="NAME FILE...")
     parser.add_argument("--target", required=True, help="the contestant whose final quality is to be reached")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
@@ -181,8 +198,10 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         rows = {name: [vars(point) for point in points] for name, points in contestants.items()}
         write_json(arguments.out / "rows.json", {"speeds": speeds, "points": rows})
+        scores = {name: [read_json(Path(file), "scores") for file in files] for name, *files in arguments.fine_tuned}
+        text = tables(contestants, speeds, arguments.target)
         with atomic_file(arguments.out / "tables.md") as file:
-            file.write(tables(contestants, speeds, arguments.target).encode())
+            file.write((f"{text}\n{fine_tuned_table(scores)}" if scores else text).encode())
         entropy = open_dataset(arguments.data).record["splits"]["validation"]["unigram_entropy"]
         plot(contestants, entropy, arguments.out / "quality.png")
     except UserError as error:
