@@ -29,7 +29,10 @@ def json_text(value: Any, **options: Any) -> str:
     Args:
         options: options of `json.dumps`.
     """
-    return json.dumps(finite_or_none(value), allow_nan=False, **options)
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:  # rarely: looking at all numbers first would take as long again
+        return json.dumps(finite_or_none(value), allow_nan=False, **options)
 
 
 def finite_or_none(value: Any) -> Any:

@@ -68,13 +68,13 @@ def predict_scores(
     """
     kind, device = model.kinds[head], next(model.parameters()).device
     out = np.zeros((len(inputs.orders[0].units_in(np.arange(len(inputs.orders[0])))), *kind.score_shape()))
-    with progress("scoring", sum(map(len, inputs.orders)), "inputs") as shown:
+    # One context for all batches: it casts each weight once.
+    with autocast(device, precision), progress("scoring", sum(map(len, inputs.orders)), "inputs") as shown:
         for encoded in inputs.orders:
             for index, rows in enumerate(reading_order(encoded.lengths, batch_size)):
                 if index % world.size == world.rank:
                     batch = encoded.batch(rows, device)
-                    with autocast(device, precision):
-                        (logits,) = model(batch, [head])
+                    (logits,) = model(batch, [head])
                     scores = kind.scores(logits if batch.scored is None else logits[batch.scored])
                     out[encoded.units_in(rows)] += scores.cpu().numpy() / len(inputs.orders)
                 shown.update(shown.done + len(rows))
