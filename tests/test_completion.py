@@ -18,7 +18,7 @@ done
 EXPECTED = {
     "fastbert pre": "prepare pretrain predict",
     "fastbert pretrain ti": "tiny-electra tiny-multiple-choice tiny",
-    "fastbert pretrain min": "mine.yaml",
+    "fastbert pretrain min": "mini mine.yaml",
     "fastbert run enc": "encoder-study",
     "fastbert pretrain tiny --optimizer.na": "--optimizer.name",
     "fastbert pretrain --no-low": "--no-lowercase",

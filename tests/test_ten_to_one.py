@@ -177,6 +177,9 @@ def test_both_trainings_are_measured_by_the_same_code(
     metrics = [json.loads(line) for line in (trained / "own" / "metrics.jsonl").read_text().splitlines()]
     own = {row["step"]: row["loss"] for row in metrics if row["split"] == "validation"}
     assert [row["loss"] for row in rows[2:]] == pytest.approx([own[2], own[4]], abs=2e-3)  # batches of other sizes
+    for run in runs:
+        every = module.checkpoints(Path(run))
+        assert list(every) == [2, 4] and module.checkpoints(Path(run), last=True) == {4: every[4]}
     monkeypatch.setattr(module, "measure", None)  # nothing is measured twice
     module.main()
     assert [json.loads(line) for line in out.read_text().splitlines()] == rows

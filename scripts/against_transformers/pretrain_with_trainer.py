@@ -190,6 +190,7 @@ def pretrain(options: PretrainOptions) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with atomic_file(out / "config.yaml") as file:
         file.write(to_yaml(options).encode())
+    (out / "steps.jsonl").touch()
     milestones = options.milestone_steps() if options.milestones else frozenset()
     lengths = {options.length, options.stages.first_length or options.length}
     rows = {length: PackedRows(data.split("train"), length, ids["[CLS]"], ids["[SEP]"]) for length in lengths}

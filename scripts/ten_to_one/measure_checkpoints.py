@@ -4,8 +4,8 @@ pairs.
     python scripts/ten_to_one/measure_checkpoints.py RUN... --data data/wiki --pairs blimp100 --out measured.jsonl
 
 A RUN is a folder of `fastbert pretrain`, of which the milestones and the last checkpoint are measured, or one of
-pretrain_with_trainer.py, of which all exports are. --out receives a line for each; lines that it has are not measured
-again.
+pretrain_with_trainer.py, of which all exports are; with --last only the last one. --out receives a line for each; lines
+that it has are not measured again.
 """
 
 import argparse
@@ -37,8 +37,13 @@ from fastbert.training.options import MachineOptions
 MICRO_BATCH = 64
 
 
-def checkpoints(run: Path) -> dict[int, Path]:
-    """Steps and folders of the models of a run that are measured."""
+def checkpoints(run: Path, last: bool = False) -> dict[int, Path]:
+    """Steps and folders of the models of a run that are measured; with `last`, of the last one alone."""
+    found = all_checkpoints(run)
+    return dict(list(found.items())[-1:]) if last else found
+
+
+def all_checkpoints(run: Path) -> dict[int, Path]:
     found = {int(path.name.rpartition("-")[2]): path for path in checkpoint_paths(run / "checkpoints")}
     if not found:
         exports = [path for path in run.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
@@ -94,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--data", required=True, help="prepared text whose held-out documents are measured")
+    parser.add_argument("--last", action="store_true", help="only the last checkpoint of each run")
     parser.add_argument("--length", type=int, default=64, help="tokens of a row (default: 64)")
     parser.add_argument("--sequences", type=int, default=4096, help="rows (default: 4096)")
     parser.add_argument("--pairs", help="minimal pairs, as in `fastbert evaluate --pairs`")
@@ -104,7 +110,7 @@ def main() -> None:
         rows = read_rows(arguments.out)
         done = {(row["run"], row["step"]) for row in rows}
         for run in arguments.runs:
-            models = checkpoints(run)
+            models = checkpoints(run, arguments.last)
             if not models:
                 raise UserError(f"{run} has no checkpoints and no exports")
             for step, model in models.items():

@@ -1,5 +1,6 @@
 """Processes that a command of a pipeline starts."""
 
+import json
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastbert.studies.pipelines.load import load_pipeline
 from fastbert.studies.pipelines.runners import command_job
 
 
@@ -24,6 +26,18 @@ def test_processes_of_a_command_end_with_it(tmp_path) -> None:
     os.close(reading)
     assert (out / "input").read_text() == "" and not (out / "of-a-stopped-attempt").exists()
     wait_for(lambda: not Path("/proc", (out / "background").read_text().strip()).exists())
+
+
+def test_a_command_of_several_long_lines(tmp_path) -> None:
+    lines = f"for x in 1 2; do\n  echo $x {'long ' * 2000}>> {{out}}/file\ndone\n"
+    (tmp_path / "x.yaml").write_text(
+        json.dumps({"models": [{"name": "m", "path": str(tmp_path)}], "commands": [{"name": "c", "run": lines}]})
+    )
+    command = load_pipeline(tmp_path / "x.yaml")[0].commands["c"]
+    assert command.run == lines.strip()
+    (out := tmp_path / "run").mkdir()
+    command_job({"options": {"run": command.run, "folders": {}, "resumes": False}}, out)
+    assert (out / "file").read_text().count("long") == 4000
 
 
 def test_processes_of_a_command_end_with_its_worker(tmp_path) -> None:

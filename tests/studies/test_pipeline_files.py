@@ -111,6 +111,9 @@ BAD = {
     "target alone": ({"stages": [{"name": "s", "tasks": ["rte"], "target": "rte"}]}, "together"),
     "two plls": ({"evaluate": [{"pll": "a"}, {"pll": "b"}]}, "evaluate: pll is given twice"),
     "a command without a line": ({"commands": [{"name": "c"}]}, "run is missing"),
+    "a command of spaces": ({"commands": [{"name": "c", "run": " \n"}]}, "run is missing"),
+    "a zero byte": ({"commands": [{"name": "c", "run": "ls \0"}]}, "contains the character U+0000"),
+    "a list of words": ({"commands": [{"name": "c", "run": ["ls"]}]}, "commands: c: run must be text, found"),
     "a command after nothing": ({"commands": [{"name": "c", "run": "true", "after": "x"}]}, "there is no 'x'"),
     "a misspelt name in braces": (
         {"commands": [{"name": "c", "run": "awk '{print}' ${HOME} {bsae}/x"}]},

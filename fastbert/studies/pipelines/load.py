@@ -14,7 +14,7 @@ from fastbert.finetuning.options import FinetuneOptions
 from fastbert.inheritance import merged, read_yaml
 from fastbert.named_configs import config_path
 from fastbert.pretraining.options import BUDGETS, LAUNCH, PretrainOptions
-from fastbert.ranges import Workers, text_problem
+from fastbert.ranges import LONGEST_NAME, Workers, text_problem
 from fastbert.studies.pipelines.options import BRACES, Command, DataEntry, EncoderEntry, RunOptions, Stage
 from fastbert.studies.pipelines.pipeline import Pipeline
 from fastbert.studies.shared.grid import (
@@ -151,6 +151,19 @@ def _text(values: Mapping[str, Any], key: str, where: str) -> str | None:
     if problem := text_problem(value):
         raise UserError(f"{where}: {key} {problem}")
     return value
+
+
+def _shell_text(value: Any, where: str) -> str:
+    """One line or several for the shell, of any length; empty if there is none."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where} must be text, found {format_option(value)}")
+    for word in value.split():
+        pieces = (word[at : at + LONGEST_NAME // 4] for at in range(0, len(word), LONGEST_NAME // 4))
+        if problem := next(filter(None, map(text_problem, pieces)), None):
+            raise UserError(f"{where} {problem}")
+    return value.strip()
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:
@@ -331,7 +344,7 @@ def _read_commands(values: Any, names: set[str], where: str) -> dict[str, Comman
     for entry in entries:
         name, here = entry["name"], f"{where}: {entry['name']}"
         check_keys(entry, {"name", "run", "after", "resumes"}, here, "", set(), {})
-        run = _text(entry, "run", here)
+        run = _shell_text(entry.get("run"), f"{here}: run")
         if not run:
             raise UserError(f"{here}: run is missing: a line for the shell, such as 'python plot.py {{base}} {{out}}'")
         after = _names(entry["after"], f"{here}: after") if "after" in entry else ()
