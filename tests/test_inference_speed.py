@@ -62,6 +62,20 @@ def test_both_sides_find_the_same(script, files, work, contestant, monkeypatch, 
         assert len(ours) == 20 and max(row[0] for row in ours) - min(row[0] for row in ours) > 0.01
 
 
+def test_the_score_of_a_sentence_is_that_of_its_words(script, files, tmp_path, monkeypatch) -> None:
+    """With logits that grow with the word's id alone, the sentence whose last word has the higher id is the better."""
+    tokenizer = script.Theirs(str(files / "run" / "model"), "AutoModelForMaskedLM", False).tokenizer
+    logits = 0.1 * torch.arange(len(tokenizer))
+    monkeypatch.setattr(script.Theirs, "logits", lambda self, rows: logits.expand(len(rows), len(rows[0]), -1))
+    (low, high) = sorted(("the", "people"), key=tokenizer.convert_tokens_to_ids)
+    better, worse = (f"of this {word}" for word in (high, low))
+    assert len(tokenizer(better)["input_ids"]) == len(tokenizer(worse)["input_ids"])
+    for good, bad, expected in ((better, worse, 1.0), (worse, better, 0.0), (better, better, 0.5)):
+        (tmp_path / "pairs.jsonl").write_text(json.dumps({"sentence_good": good, "sentence_bad": bad}))
+        model = str(files / "run" / "model")
+        assert script.pairs_by_transformers(model, tmp_path / "pairs.jsonl", False)() == expected
+
+
 def test_batches_have_every_row_once_and_at_most_the_tokens(script) -> None:
     lengths = torch.randint(1, 40, (100,), generator=torch.Generator().manual_seed(0)).tolist()
     for by_length in (True, False):

@@ -64,7 +64,7 @@ class Work:
         try:
             for row in check(self, *options):
                 emit(**what, **row)
-        except Exception as error:  # of any check: it is a row
+        except Exception as error:  # a row with its traceback; the other checks still run
             emit(**what, **failure(error))
 
     def options(self, values: dict[str, Any]) -> PretrainOptions:
