@@ -67,7 +67,7 @@ def test_the_score_of_a_sentence_is_that_of_its_words(script, files, tmp_path, m
     tokenizer = script.Theirs(str(files / "run" / "model"), "AutoModelForMaskedLM", False).tokenizer
     logits = 0.1 * torch.arange(len(tokenizer))
     monkeypatch.setattr(script.Theirs, "logits", lambda self, rows: logits.expand(len(rows), len(rows[0]), -1))
-    (low, high) = sorted(("the", "people"), key=tokenizer.convert_tokens_to_ids)
+    low, high = sorted(("the", "of"), key=tokenizer.convert_tokens_to_ids)
     better, worse = (f"of this {word}" for word in (high, low))
     assert len(tokenizer(better)["input_ids"]) == len(tokenizer(worse)["input_ids"])
     for good, bad, expected in ((better, worse, 1.0), (worse, better, 0.0), (better, better, 0.5)):
