@@ -136,8 +136,8 @@ def vocabulary() -> None:
         for dtype, words, rows in cases:
             hidden, embedding, bias = (torch.zeros(size, dtype=dtype) for size in ((rows, 4), (words, 4), words))
             target = torch.zeros(rows, dtype=torch.int64)
-            linear_cross_entropy(hidden, embedding, bias, target)
-            linear_cross_entropy(hidden.requires_grad_(), embedding, None, target)
+            linear_cross_entropy(hidden, embedding, None, target)
+            linear_cross_entropy(hidden.requires_grad_(), embedding, bias, target)
     with gpu("samples", 90):
         for dtype, words, rows in cases[:3]:
             hidden, embedding = (torch.zeros(size, dtype=dtype) for size in ((rows, 4), (words, 4)))

@@ -222,13 +222,14 @@ def test_untied_attention(launches, monkeypatch) -> None:
 
 
 def test_losses(launches) -> None:
-    """Chunks of 2 and 1 rows of targets."""
+    """Chunks of 2 and 1 rows of targets; the kernel adds the bias, which the products do not."""
     count, words = 5, 37
     hidden, embedding = (torch.zeros(size, 8, dtype=torch.bfloat16, requires_grad=True) for size in (count, words))
-    target = torch.zeros(count, dtype=torch.int64)
-    linear_cross_entropy(hidden, embedding, None, target, ignore_index=3, rows=2)
-    used = {x.data_ptr() for x in (hidden, embedding, target)}
+    bias, target = torch.zeros(words, dtype=torch.bfloat16), torch.zeros(count, dtype=torch.int64)
+    linear_cross_entropy(hidden, embedding, bias, target, ignore_index=3, rows=2)
+    used = {x.data_ptr() for x in (hidden, embedding, bias, target)}
     meant = {"p_logits": Own(used), "row_stride": 48, "ignore_index": 3, "V": words, "GRADIENTS": True, "BLOCK": 64}
+    meant |= {"p_bias": bias.data_ptr(), "BIAS": True}
     losses = launches[0].arguments["p_loss"]
     assert losses not in used and len(launches) == 3
     for start, launch in zip((0, 2, 4), launches, strict=True):

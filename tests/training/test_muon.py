@@ -1,10 +1,12 @@
 """Muon compared with torch's, its Newton-Schulz iteration with singular values, and the parameters that it updates."""
 
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastbert.data.tokenizer import WordPiece
 from fastbert.model.options import EncoderOptions
@@ -70,6 +72,24 @@ def test_orthogonalized_maps_the_singular_values(shape: tuple[int, int, int]) ->
     torch.testing.assert_close(muon.orthogonalized(matrices, torch.float64), u * s[:, None] @ v)
     assert ((s > 0.6) & (s < 1.3)).all()
     assert not muon.orthogonalized(torch.zeros(shape), torch.float32).any()
+
+
+@pytest.mark.parametrize("smallest", [1e-1, 1e-3, 1e-6, 0.0])
+@pytest.mark.parametrize("tall", [False, True])
+def test_wide_matrices_in_float32_with_fewer_operations(smallest: float, tall: bool) -> None:
+    """Compared with the iteration in float64, for singular values from 1 to `smallest` of the largest."""
+    generator = torch.Generator().manual_seed(2)
+    u, _, v = torch.linalg.svd(torch.randn(2, 48, 160, generator=generator, dtype=torch.float64), full_matrices=False)
+    s = torch.logspace(0, math.log10(smallest or 1e-6), 48, dtype=torch.float64)
+    s[24:] *= smallest > 0
+    wide = (u * s) @ v
+    matrices = wide.mT if tall else wide
+    with FlopCounterMode(display=False) as counter:
+        found = muon.orthogonalized(matrices.float(), torch.float32)
+    error = torch.linalg.matrix_norm(found - muon.orthogonalized(matrices, torch.float64), 2)
+    assert error.max() < 1e-3  # of the largest singular value, about 1; in bfloat16 it is 0.1
+    unit = 2 * 2 * 48**2  # operations per column, for the two matrices
+    assert counter.get_total_flops() == unit * (2 * 160 + 17 * 48) < unit * (10 * 160 + 5 * 48)
 
 
 @pytest.mark.parametrize("rows", [20, 40])

@@ -88,10 +88,11 @@ def losses_and_gradients(
     target, count, words, width = target.contiguous(), len(h), *e.shape
     # Chunks of about equal size: a short last one would read the whole embedding for a few rows.
     chunks = -(-count // (rows or max(width, CELLS // words)))
-    rows, padded, row_losses = -(-count // max(1, chunks)), words, cpu_row_losses
-    if _has_kernel(h):
-        from fastbert_kernels.cross_entropy.triton_rows import triton_row_losses as row_losses
+    rows, padded, fused = -(-count // max(1, chunks)), words, _has_kernel(h)
+    if fused:
+        from fastbert_kernels.cross_entropy.triton_rows import triton_row_losses
 
+        b = None if b is None else b.contiguous()
         padded = -(-words // ALIGNMENT) * ALIGNMENT
     buffer, losses = h.new_empty(rows, padded), h.new_empty(count, dtype=wide)
     d_hidden = h.new_empty(h.shape if required[0] else 0)
@@ -102,11 +103,14 @@ def losses_and_gradients(
     for start in range(0, count, max(1, rows)):
         part = slice(start, start + rows)
         logits = buffer[: len(h[part]), :words]
-        if b is None:
+        if b is None or fused:
             torch.mm(h[part], e.T, out=logits)
         else:
             torch.addmm(b, h[part], e.T, out=logits)
-        row_losses(logits, target[part], ignore_index, losses[part], any(required))
+        if fused:
+            triton_row_losses(logits, b, target[part], ignore_index, losses[part], any(required))
+        else:
+            cpu_row_losses(logits, target[part], ignore_index, losses[part], any(required))
         if required[0]:
             torch.mm(logits, e, out=d_hidden[part])
         if required[1]:

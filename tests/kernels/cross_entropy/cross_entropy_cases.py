@@ -1,4 +1,4 @@
-"""Runs `linear_cross_entropy` with its Triton kernel on ragged cases and prints, as JSON, the errors (norms) of loss
+"""Runs `linear_cross_entropy` with its Triton kernel on ragged cases and prints, as JSON, the errors (norms) of losses
 and gradients against the float64 definition, next to those of the definition in the same precision. Fails if PyTorch's
 checks of the operator fail. Runs on a GPU or, with TRITON_INTERPRET=1, on the CPU."""
 
@@ -44,8 +44,14 @@ def run(dtype: torch.dtype, shape: tuple[int, int, int], rows: int | None, has_b
     def results(function, dtype: torch.dtype | None = None, **options) -> list[Tensor]:
         own = [x.detach() if dtype is None else x.detach().to(dtype) for x in tensors]
         own = [x.requires_grad_() for x in own]
-        loss = function(*own, *([] if has_bias else [None]), target, reduction="sum", **options)
-        return [loss.detach(), *torch.autograd.grad(loss / count, own)]
+        own += [] if has_bias else [None]
+        loss = function(*own, target, reduction="sum", **options)
+        # Loss by loss, because in the sum the errors cancel by chance.
+        with torch.no_grad():
+            only = [torch.where(torch.arange(count) == row, target, -100) for row in range(count)]
+            losses = torch.stack([function(*own, one, reduction="sum", **options) for one in only])
+        torch.testing.assert_close(losses.sum(), loss, rtol=1e-5, atol=1e-5)
+        return [losses, *torch.autograd.grad(loss / count, [x for x in own if x is not None])]
 
     before = calls
     ours, again = (results(linear_cross_entropy, rows=rows) for _ in range(2))
@@ -58,10 +64,11 @@ def run(dtype: torch.dtype, shape: tuple[int, int, int], rows: int | None, has_b
     print(json.dumps({"case": case, "errors": errors}), flush=True)
     with torch.no_grad():  # another variant, which overwrites nothing
         bias = tensors[2] if has_bias else None
-        assert torch.equal(linear_cross_entropy(*tensors[:2], bias, target, reduction="sum", rows=rows), ours[0]), case
+        loss = linear_cross_entropy(*tensors[:2], bias, target, reduction="sum", rows=rows)
+        torch.testing.assert_close(loss, ours[0].sum(), rtol=1e-6, atol=1e-6)
 
 
-def check_rows() -> None:
+def check_rows(has_bias: bool) -> None:
     """The kernel alone: it writes only to the rows, for any stride, and handles extreme logits."""
     for dtype, words in ((torch.float32, 5000), (torch.bfloat16, 37), (torch.float16, 4096)):
         x = random(5, words) * 10
@@ -73,9 +80,10 @@ def check_rows() -> None:
         x, target = x.to(dtype), torch.tensor([3, words - 2 + words % 2, 7, words - 1, -100])
         target[1] = x[1].isfinite().nonzero()[-1, 0]
         whole = torch.full((7, words + 16), torch.nan, dtype=dtype)
+        bias = poisoned(random(words) * 4) if has_bias else None
         logits, losses = whole[1:6, :words].copy_(x), torch.full((7,), torch.nan)
-        triton_rows.triton_row_losses(logits, target, -100, losses[1:6], True)
-        exact = x[:4].double()
+        triton_rows.triton_row_losses(logits, bias, target, -100, losses[1:6], True)
+        exact = (x[:4].float() + bias if has_bias else x[:4]).double()  # the sum in float32, as in the kernel
         expected = torch.nn.functional.cross_entropy(exact, target[:4], reduction="none")
         torch.testing.assert_close(losses[1:5].double(), expected, rtol=1e-6, atol=1e-5)
         gradient = exact.softmax(1).scatter_add(1, target[:4, None], -torch.ones(4, 1, dtype=torch.float64))
@@ -86,7 +94,8 @@ def check_rows() -> None:
         losses[1:6] = torch.nan
         assert whole.isnan().all() and losses.isnan().all()
     logits, losses = random(2, 40), torch.zeros(2)
-    triton_rows.triton_row_losses(logits, torch.tensor([40, -1]), -100, losses, False)
+    bias = random(40) if has_bias else None
+    triton_rows.triton_row_losses(logits, bias, torch.tensor([40, -1]), -100, losses, False)
     assert losses.isnan().all(), "a target outside the vocabulary"
 
 
@@ -116,7 +125,8 @@ def main() -> None:
         kernel(*arguments)
 
     triton_rows.triton_row_losses = counting
-    check_rows()
+    check_rows(has_bias=False)
+    check_rows(has_bias=True)
     check_operator()
     for dtype in TYPES:
         run(dtype, (23, 37, 8), 12, True, "third")

@@ -30,10 +30,11 @@ def test_values_and_gradients() -> None:
 
 def test_chunks_do_not_recompile() -> None:
     logits, target, losses = torch.zeros(40, 5008)[:, :5000], torch.zeros(40, dtype=torch.int64), torch.zeros(40)
+    bias = torch.zeros(5000)
     with compile_target(90) as compiled:
         for start, rows, ignore_index in ((0, 16, -100), (1, 16, 1), (17, 1, 0), (24, 16, -(2**31))):
             part = slice(start, start + rows)
-            triton_row_losses(logits[part], target[part], ignore_index, losses[part], True)
+            triton_row_losses(logits[part], bias, target[part], ignore_index, losses[part], True)
         assert len(compiled.kernels()) == 1
-        triton_row_losses(logits, target, -100, losses, False)
+        triton_row_losses(logits, bias, target, -100, losses, False)
         assert len(compiled.kernels()) == 2
