@@ -219,7 +219,8 @@ def expected(rows: list[dict[str, Any]], seed: int, task: str, system: str) -> f
 # --- speed
 
 
-CONTESTANTS = ("fastbert", "trainer", "trainer by length")
+COMPILED = "trainer by length and compiled"
+CONTESTANTS = ("fastbert", "trainer", "trainer by length", COMPILED)
 CASES = (*CONTESTANTS, *(f"fastbert, {name}" for name in VARIANTS))
 
 
@@ -240,7 +241,8 @@ def one(arguments: argparse.Namespace) -> None:
             batches = order(data.lengths, options.batch_size, options.first_seed, 0)
             result["padded_tokens"] = sum(data.batch(rows).input_ids.numel() for rows in batches)
         else:
-            result = train_trainer(options, "group_by_length" if system == "trainer by length" else "random")
+            order = "random" if system == "trainer" else "group_by_length"
+            result = train_trainer(options, order, compiled=system == COMPILED)
             peak = peak_memory()
     examples = result["train_examples"]
     row = {"case": arguments.case, "task": Path(arguments.task).stem, "examples": examples, "peak_mib": peak}

@@ -8,8 +8,8 @@ BLOCK = 1 << 18
 
 
 def cpu_row_losses(logits: Tensor, target: Tensor, ignore_index: int, losses: Tensor, gradients: bool) -> None:
-    """`triton_row_losses` without a bias, for any floating dtype and device. The rows processed at a time stay in a CPU's cache from
-    the softmax to the gradients."""
+    """`triton_row_losses` without a bias, for any floating dtype and device. The rows processed at a time stay in a
+    CPU's cache from the softmax to the gradients."""
     counted = (target != ignore_index)[:, None]
     targets = torch.where(counted, target[:, None], 0)
     rows = max(1, BLOCK // logits.shape[1])
