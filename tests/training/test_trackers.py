@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,17 @@ def train(tracker: str, folder: Path, first: int, last: int) -> None:
 
 
 def wandb_calls(folder: Path) -> list[tuple[str, str, dict[int, dict[str, float]], int]]:
-    """Id, project, rows by step and exit code of each call, from its file, a log in the format of LevelDB."""
+    """Id, project, rows by step and exit code of each call, from its file, a log in the format of LevelDB. W&B's own
+    process writes it and may not have ended."""
+    end = time.monotonic() + 60
+    while (found := read_calls(folder)) is None:
+        assert time.monotonic() < end, "a file without an exit code"
+        time.sleep(0.1)
+    return found
+
+
+def read_calls(folder: Path) -> list[tuple[str, str, dict[int, dict[str, float]], int]] | None:
+    """The calls; None while a file lacks its exit code."""
     from wandb.proto import wandb_internal_pb2
 
     def records(data: bytes) -> Iterator:
@@ -45,6 +56,8 @@ def wandb_calls(folder: Path) -> list[tuple[str, str, dict[int, dict[str, float]
                 at += left
                 continue
             size = int.from_bytes(data[at + 4 : at + 6], "little")
+            if at + 7 + size > len(data):
+                return
             parts += data[at + 7 : at + 7 + size]
             if data[at + 6] in (1, 4):  # whole, or its last part
                 yield wandb_internal_pb2.Record.FromString(parts)
@@ -53,7 +66,7 @@ def wandb_calls(folder: Path) -> list[tuple[str, str, dict[int, dict[str, float]
 
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
-        rows, code, run = {}, -1, None
+        rows, code, run = {}, None, None
         for record in records(path.read_bytes()):
             kind = record.WhichOneof("record_type")
             if kind == "run":
@@ -63,6 +76,8 @@ def wandb_calls(folder: Path) -> list[tuple[str, str, dict[int, dict[str, float]
                 rows[row["_step"]] = row
             elif kind == "exit":
                 code = record.exit.exit_code
+        if code is None:
+            return None
         found.append((run.run_id, run.project, rows, code))
     return found
 
