@@ -189,7 +189,7 @@ def train_trainer(options: FinetuneOptions, order: str, compiled: bool = False) 
 
         def on_epoch_end(self, args, state, control, **more):
             self.epochs += 1
-            if self.epochs > compiled:
+            if not compiled or self.epochs > 1:
                 self.seconds += time.perf_counter() - self.start
 
     if options.machine.threads:

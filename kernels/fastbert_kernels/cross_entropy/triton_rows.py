@@ -1,6 +1,6 @@
 """One Triton kernel between the products of `linear_cross_entropy`: adds the bias to a chunk of logits, computes their
-losses and overwrites the logits with their gradients. With the bias in the product, cuBLAS would first copy it into
-every row of the padded logits.
+losses and overwrites the logits with their gradients. With the bias in the product, PyTorch would first copy it
+into every row of padded logits.
 
 cuBLAS computes the products, a chunk of rows at a time; this kernel reads each row of logits twice and writes it once.
 A kernel that also computed the products, in on-chip tiles, would recompute the logits for the gradient of the hidden

@@ -38,7 +38,8 @@ def targets(count: int, words: int, ignored: str) -> Tensor:
 def run(dtype: torch.dtype, shape: tuple[int, int, int], rows: int | None, has_bias: bool, ignored: str) -> None:
     """Prints a case: the errors of the kernel and of the definition for the loss and every gradient."""
     count, words, width = shape
-    tensors = [poisoned(random(*size, dtype=dtype)) for size in ((count, width), (words, width), (words,))]
+    tensors = [poisoned(random(*size, dtype=dtype)) for size in ((count, width), (words, width), (words, 1))]
+    tensors[2] = tensors[2][:, 0]  # strided
     tensors, target = tensors if has_bias else tensors[:2], targets(count, words, ignored)
 
     def results(function, dtype: torch.dtype | None = None, **options) -> list[Tensor]:
