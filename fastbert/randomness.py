@@ -18,6 +18,7 @@ PURPOSES = {
     "sample": 6,
     "pair": 7,
     "task": 8,
+    "offset": 9,
 }
 
 
@@ -31,6 +32,11 @@ def row_keys(seed: int, purpose: str, step: int, row_indices: Tensor) -> Tensor:
         row_indices: integer [B], index of each row in the global batch.
     """
     return mix(row_indices.to(torch.int32) ^ signed(_hashed(seed, purpose, step)))
+
+
+def random_below(seed: int, purpose: str, step: int, count: int) -> int:
+    """One number from 0 to `count` - 1 for a whole step; arguments as for `row_keys`."""
+    return _hashed(seed, purpose, step) % count
 
 
 def _hashed(seed: int, purpose: str, step: int) -> int:

@@ -125,6 +125,7 @@ def test_berts_experiments_keep_their_names() -> None:
         "rope_base",
         "first_length",
         "first_fraction",
+        "first_offset",
         "initial_batch_size",
         "batch_warmup",
     }

@@ -147,6 +147,7 @@ def test_short_rows_come_first_also_after_an_interruption(scripts, trained, prep
         (["--norm=pre"], "encoder.norm is pre"),
         (["--schedule.name=constant"], "schedule.name is constant"),
         (["--initial-batch-size=8"], "stages.initial_batch_size is 8"),
+        (["--first-length=8", "--first-offset"], "stages.first_offset is True"),
         (["--batch-size=8", "--machine.micro-batch-size=3"], "batch_size 8 is no multiple of micro_batch_size 3"),
         (["--minutes=1"], "give --steps"),
     ],

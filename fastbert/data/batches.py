@@ -20,7 +20,7 @@ from fastbert.data.note_words import JoinedNoteWords, NoteWords, Occurrences, St
 from fastbert.data.replay import ReplaySchedule
 from fastbert.data.stages import BatchPlan
 from fastbert.errors import UserError
-from fastbert.randomness import permute
+from fastbert.randomness import permute, random_below
 from fastbert.training.world import ONE_PROCESS, World
 
 
@@ -56,7 +56,8 @@ class Batch:
     document_ids: Tensor | None = None
     """int64 [B, T] with the document mask: index of the token's document in its row."""
     position_ids: Tensor | None = None
-    """int64 [B, T] with the document mask: positions, which restart in every document."""
+    """Positions: int64 [B, T] with the document mask, where they restart in every document; [1, T] with an offset
+    alone; otherwise None, 0 to T - 1."""
     noted: Occurrences | None = None
     """Positions of the words that have notes; None without a note dictionary."""
     counted: bool = True
@@ -148,6 +149,14 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if is_dataclass(value):
         return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
     return value
+
+
+def with_offset(batch: Batch, offset: int) -> Batch:
+    """A batch with `offset` added to all positions except 0, which is that of [CLS]."""
+    positions = batch.position_ids
+    if positions is None:
+        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)[None]
+    return replace(batch, position_ids=torch.where(positions > 0, positions + offset, 0))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -277,8 +286,13 @@ class TrainingBatches:
             yield rows.part_on_host(part, selected, row_indices, step_words)
 
     def moved(self, batch: Batch, step: int) -> Batch:
-        """Copies a batch of `on_host(step)` to the device."""
-        return self.rows[self.plan.at(step).length].moved(batch, self.device)
+        """Copies a batch of `on_host(step)` to the device. If its stage has offsets of positions, that of the step is a
+        function of the seed and the step."""
+        stage = self.plan.at(step)
+        batch = self.rows[stage.length].moved(batch, self.device)
+        if not stage.largest_offset:
+            return batch
+        return with_offset(batch, random_below(self.seed, "offset", step, stage.largest_offset + 1))
 
     def order(self, numbers: np.ndarray, length: int) -> np.ndarray:
         """Rows of the stream, int64, for the sequences of this `length` with these numbers in the run (from 0)."""

@@ -27,6 +27,9 @@ class StageOptions:
     sequences, so that its number of tokens is the same."""
     first_fraction: Fraction = 0.9
     """Fraction of the steps with the first sequence length."""
+    first_offset: bool = False
+    """The positions of the short sequences have an offset, a random one in each step, so that all positions of --length
+    are trained. [CLS] keeps position 0."""
     initial_batch_size: Count | None = None
     """Sequences per step at the beginning; the batch then grows to --batch-size in equal increments."""
     batch_warmup: Annotated[float, Range(above=0, most=LARGEST)] = 0.1
@@ -41,7 +44,9 @@ class StageOptions:
 
     def inactive(self) -> set[str]:
         """Names of the options without effect."""
-        first = {"first_length", "first_fraction"} if self.first_length is None else set()
+        first = {"first_length", "first_fraction", "first_offset"} if self.first_length is None else set()
+        if not self.first_offset:
+            first.add("first_offset")
         return first | ({"initial_batch_size", "batch_warmup"} if self.initial_batch_size is None else set())
 
     def check(self, batch_size: int, length: int) -> None:
@@ -79,6 +84,8 @@ class Stage:
     """Sequences in a step."""
     length: int
     """Tokens in a sequence."""
+    largest_offset: int = 0
+    """Largest offset of the positions."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,7 +155,8 @@ def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -
 
     A batch that grows from b to B = k b sequences has n = min(k - 1, 8) sizes before B, each for an n-th of the
     warm-up: b (1 + (k - 1) i // n) for i = 0 ... n - 1. The first fraction of the steps has sequences of the first
-    length; such a step has batch x length / first length sequences, so its number of tokens is the same.
+    length; such a step has batch x length / first length sequences, so its number of tokens is the same. With
+    first_offset its positions have an offset of at most length - first length.
 
     Raises:
         UserError: the growth of the batch takes longer than the run.
@@ -160,7 +168,8 @@ def make_plan(options: StageOptions, batch_size: int, length: int, steps: int) -
     stages = []
     for first in sorted({begin for begin, _ in (*sizes, *lengths)}):
         size, tokens = (max(pair for pair in pairs if pair[0] <= first)[1] for pairs in (sizes, lengths))
-        stages.append(Stage(first, size * length // tokens, tokens))
+        offset = length - tokens if options.first_offset else 0
+        stages.append(Stage(first, size * length // tokens, tokens, offset))
     return BatchPlan(tuple(stages))
 
 

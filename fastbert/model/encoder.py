@@ -297,7 +297,7 @@ class Encoder(nn.Module):
             input_ids: integer [B, T]; position 0 of a sequence is its [CLS].
             attention_mask: [B, T], nonzero for real tokens, zero for padding.
             document_ids: integer [B, T]; tokens attend only to tokens of the same document.
-            position_ids: integer [B, T], 0 to T-1 if None; for packed sequences each starts again at its [CLS].
+            position_ids: integer [1 or B, T], 0 to T-1 if None; for packed sequences each starts again at its [CLS].
             token_type_ids: integer [B, T], the segment of a pair, 0 if None; ignored by an encoder without token
                 types (TUPE's default).
             row_keys: int32 [B], dropout keys of the rows (`fastbert.randomness.row_keys`); None for no dropout.

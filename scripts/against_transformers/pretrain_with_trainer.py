@@ -118,6 +118,7 @@ def refuse_other_recipes(options: PretrainOptions) -> None:
         "encoder.norm": "post",
         "optimizer.name": "adamw",
         "schedule.name": "linear",
+        "stages.first_offset": False,
         "stages.initial_batch_size": None,
         "mlm.whole_word": False,
         "notes.enabled": False,

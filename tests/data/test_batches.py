@@ -3,10 +3,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from fastbert.data.batches import InMemory, PackedRows, TrainingBatches, documents_of, validation_batches
 from fastbert.data.stages import BatchPlan, Stage
 from fastbert.errors import UserError
+from fastbert.randomness import random_below
 
 CPU = torch.device("cpu")
 CLS, SEP = 2, 3
@@ -65,6 +67,27 @@ def test_stages_read_all_rows_of_a_length_before_repeating_one() -> None:
         (batch,) = whole.at(step)
         assert torch.cat([part.input_ids for part in batches.at(step)]).equal(batch.input_ids)
         assert batch.row_indices.tolist() == list(range(plan.at(step).batch_size))
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_offsets_move_all_words_of_a_step_alike(document_mask) -> None:
+    """Every offset occurs equally often, whatever the micro-batches; [CLS] stays at 0."""
+    plan = BatchPlan((Stage(0, 4, 10, 15), Stage(4000, 4, 25)))
+    stream = InMemory(np.tile(np.array([7, 8, 9, SEP, 6], dtype=np.uint16), 200))
+    cut = {length: PackedRows(stream, length, CLS, SEP, document_mask) for length in (10, 25)}
+    batches, others = (TrainingBatches(cut, plan, 1, seed, CPU) for seed in (3, 4))
+    offsets = np.array([[random_below(seed, "offset", step, 16) for step in range(4000)] for seed in (3, 4)])
+    assert chisquare(np.bincount(offsets[0], minlength=16)).pvalue > 0.001
+    assert chisquare(np.bincount((offsets[0] - offsets[1]) % 16, minlength=16)).pvalue > 0.001
+    for step in (0, 1, 17, 3999):
+        for of_seed, steps in zip((batches, others), offsets, strict=True):
+            parts = list(of_seed.at(step))
+            assert len(parts) == 2
+            for batch in parts:
+                plain = documents_of(batch.input_ids, SEP)[1] if document_mask else torch.arange(10)[None]
+                assert batch.position_ids.equal(torch.where(plain > 0, plain + int(steps[step]), 0))
+    (last,) = TrainingBatches(cut, plan, 4, 3, CPU).at(4000)
+    assert last.position_ids.max() == 5 if document_mask else last.position_ids is None
 
 
 def test_the_second_length_is_another_permutation() -> None:

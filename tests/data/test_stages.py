@@ -17,10 +17,11 @@ def runs(sample):
     first, longer = sample(st.integers(2, 30)), sample(st.integers(2, 5))
     warmup = sample(st.one_of(st.floats(0.01, 0.99), st.integers(1, 50)))
     options = StageOptions(
-        sample(st.sampled_from((None, first))),
-        sample(st.floats(0.01, 0.99)),
-        sample(st.sampled_from((None, start))),
-        float(warmup),
+        first_length=sample(st.sampled_from((None, first))),
+        first_fraction=sample(st.floats(0.01, 0.99)),
+        first_offset=sample(st.booleans()),
+        initial_batch_size=sample(st.sampled_from((None, start))),
+        batch_warmup=float(warmup),
     )
     options.check(start * times, first * longer)
     return options, start * times, first * longer, sample(st.integers(options.least_steps, 400))
@@ -50,6 +51,8 @@ def test_batches_and_lengths_only_grow_to_the_requested_values(run) -> None:
     assert lengths == sorted(lengths) and lengths[-1] == length
     if options.first_length is not None and steps > 1:
         assert abs(lengths.count(options.first_length) - options.first_fraction * steps) <= 1
+    for stage in stages:  # offsets reach the last position of the longest rows, and no further
+        assert stage.length + stage.largest_offset == (length if options.first_offset else stage.length)
     tokens = [stage.tokens for stage in stages]  # no step of the first length has others than it would have without
     assert tokens == sorted(tokens) and all(count % length == 0 for count in tokens)
     assert len(set(tokens)) <= GROWTH_STAGES + 1
@@ -87,7 +90,7 @@ def test_a_batch_grows_in_equal_parts() -> None:
     plan = make_plan(StageOptions(initial_batch_size=2, batch_warmup=90.0), 20, 16, 1000)
     assert [stage.batch_size for stage in plan.stages] == [2, 4, 6, 8, 10, 12, 14, 16, 20]
     assert [stage.first for stage in plan.stages] == [90 * i // 8 for i in range(9)]
-    both = make_plan(StageOptions(8, 0.5, 10, 0.7), 20, 16, 10)
+    both = make_plan(StageOptions(8, 0.5, initial_batch_size=10, batch_warmup=0.7), 20, 16, 10)
     assert both.stages == (Stage(0, 20, 8), Stage(5, 10, 16), Stage(7, 20, 16))
     assert make_plan(StageOptions(), 20, 16, 10) == BatchPlan.constant(20, 16)
 

@@ -15,6 +15,7 @@ from fastbert.pretraining import budget, loop
 from fastbert.pretraining.budget import Costs
 from fastbert.pretraining.options import PretrainOptions, science
 from fastbert.pretraining.setup import PretrainSetup, prepare_setup
+from fastbert.randomness import random_below
 from fastbert.training import step as training_step
 from tests.flags import main
 from tests.stand_ins import around_steps, stop_before, stopped_clock
@@ -37,8 +38,8 @@ def metrics(run: Path) -> list[dict]:
 @pytest.mark.parametrize(
     "more",
     [
-        ["--optimizer.name", "muon", "--objective", "electra", *NOTES],
-        ["--optimizer.name", "lamb", "--position", "absolute", "--document-mask"],
+        ["--optimizer.name", "muon", "--objective", "electra", "--first-offset", *NOTES],
+        ["--optimizer.name", "lamb", "--position", "absolute", "--document-mask", "--first-offset"],
     ],
     ids=["muon", "lamb"],
 )
@@ -99,6 +100,29 @@ def test_the_best_checkpoint_is_of_the_last_length(flags, tmp_path, monkeypatch)
     assert names == ["step-00000010", "step-00000012"]
     state = json.loads((run / "checkpoints" / names[0] / "state.json").read_text())
     assert state["progress"]["best"] == 32.0
+
+
+@pytest.mark.parametrize("position", ["tupe-r", "absolute"])
+def test_an_offset_trains_the_later_positions_in_the_first_stage(flags, tmp_path, position) -> None:
+    """Without it, their rows of the table keep their initial values until the sequences are longer."""
+    given = [*flags, "--steps", "10", "--length", "32", "--batch-size", "2", "--first-length", "8", "--seed", "1"]
+    given += ["--optimizer.weight-decay", "0", "--position", position, "--checkpoint-every", "9"]
+    first = {0} if position == "absolute" else set()  # TUPE's position 0 has a score of its own
+    for offset in ((), ("--first-offset",)):
+        run = tmp_path / f"run{len(offset)}"
+        assert main(["pretrain", *given, *offset, "--out", str(run)]) == 0
+        setup = prepare_setup(load_yaml(PretrainOptions, run / "config.yaml"))
+        before, after = (
+            state["encoder.positions.table.weight"][:32]
+            for state in (
+                setup.objective().state_dict(),
+                load_file(run / "checkpoints" / "step-00000009" / "model.safetensors"),
+            )
+        )
+        moves = [random_below(1, "offset", step, 25) if offset else 0 for step in range(9)]
+        seen = first | {1 + move + index for move in moves for index in range(7)}
+        assert set((before != after).any(1).nonzero().flatten().tolist()) == seen
+        assert len(seen) > 20 or not offset
 
 
 def options(prepared: Path, **changes) -> PretrainOptions:
@@ -204,10 +228,12 @@ def test_timed_networks_are_freed(prepared, tmp_path, monkeypatch) -> None:
 
 def test_only_active_options_name_the_experiment(prepared) -> None:
     plain = options(prepared)
-    for idle in ({"first_fraction": 0.5}, {"batch_warmup": 0.5}):
+    for idle in ({"first_fraction": 0.5}, {"batch_warmup": 0.5}, {"first_offset": True}):
         assert science(options(prepared, **idle), "data") == science(plain, "data")
     for active in ({"first_length": 16}, {"initial_batch_size": 2}):
         assert science(options(prepared, **active), "data") != science(plain, "data")
+    short = [science(options(prepared, first_length=16, first_offset=offset), "data") for offset in (False, True)]
+    assert short[0] != short[1] and "first_offset" not in short[0]
     muon = replace(plain, optimizer=replace(plain.optimizer, name="muon"))
     momentum = [replace(each, optimizer=replace(each.optimizer, momentum=0.5)) for each in (plain, muon)]
     assert science(momentum[0], "data") == science(plain, "data") and science(momentum[1], "data") != science(muon, "")

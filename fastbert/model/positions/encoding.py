@@ -20,8 +20,8 @@ from fastbert.model.config import EncoderConfig
 class PositionEncoding(nn.Module):
     """Base class: no positions, scores scaled as in BERT.
 
-    `position_ids` is an integer [B, T], each below T or `max_positions`, whichever is larger; or None for 0 to T - 1 in
-    every row. Position 0 belongs to [CLS] alone.
+    `position_ids` is an integer [1 or B, T], each below T or `max_positions`, whichever is larger; or None for 0 to
+    T - 1 in every row. Position 0 belongs to [CLS] alone.
     """
 
     head_multiple: ClassVar[int] = 1

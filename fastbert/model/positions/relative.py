@@ -27,7 +27,7 @@ class RelativeBias(nn.Module):
 
 
 def gather_pairs(bias: Tensor, position_ids: Tensor) -> Tensor:
-    """Gathers from [H, P, P], over positions, to [B, H, T, T], over the tokens at `position_ids` [B, T]."""
+    """Gathers from [H, P, P], over positions, to [1 or B, H, T, T], over the tokens at `position_ids`."""
     return bias[:, position_ids[:, :, None], position_ids[:, None, :]].transpose(0, 1)
 
 
