@@ -13,7 +13,7 @@ from fastbert.training.apex import apex_step, build_fused_adam
 from fastbert.training.hardware import resolve_precision
 from fastbert.training.lamb import LAMB
 from fastbert.training.matrices import is_hidden, matrix_counts
-from fastbert.training.muon import Muon
+from fastbert.training.muon import Muon, orthogonalization_flops
 from fastbert.training.options import OPTIMIZERS, OptimizerOptions
 from fastbert.training.world import ONE_PROCESS, World
 
@@ -60,6 +60,26 @@ def make_optimizer(
     optimizer = OPTIMIZERS[options.name](groups, options, device, world)
     check_skips(optimizer)
     return optimizer
+
+
+def optimizer_flops(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], options: OptimizerOptions, device: torch.device
+) -> int:
+    """FLOPs of the matrix products of one update in closed form: those of Muon; the others have none."""
+    if options.name != "muon":
+        return 0
+    named = list(named_parameters)
+    counts, dtype = matrix_counts(named), products_of_muon(device)
+    return sum(
+        orthogonalization_flops(counts[name], len(parameter) // counts[name], parameter.shape[1], dtype)
+        for name, parameter in named
+        if is_hidden(name, parameter)
+    )
+
+
+def products_of_muon(device: torch.device) -> torch.dtype:
+    """Precision of the products in Muon's iteration."""
+    return torch.bfloat16 if resolve_precision("auto", device)[0] == "bf16" else torch.float32
 
 
 def check_skips(optimizer: torch.optim.Optimizer) -> None:
@@ -142,14 +162,13 @@ def build_muon(
             if members:
                 matrices = {"matrices": [counts[name] for name, _ in members]} if for_muon else {}
                 part.append({**group, **matrices, "params": members})
-    precision, _ = resolve_precision("auto", device)
     return Muon(
         [*hidden, *others],
         lr=options.learning_rate,
         momentum=options.momentum,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        dtype=products_of_muon(device),
         world=world,
     )
 

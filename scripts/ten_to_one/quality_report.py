@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from measure_checkpoints import options_of, read_rows
 
 from fastbert.data.shards import open_dataset
@@ -28,6 +29,7 @@ from fastbert.figures import panels_below_each_other
 from fastbert.files import atomic_file
 from fastbert.objectives import OBJECTIVES
 from fastbert.records import read_json, write_json
+from fastbert.training.optimizers import optimizer_flops
 
 MEASURES = {"loss": "masked loss (nats)", "pairs": "minimal pairs right (%)"}
 LOWER_IS_BETTER = {"loss": True, "pairs": False}
@@ -45,17 +47,19 @@ class Point:
 
 def costs_of(run: Path, speed: dict[str, list[float]], data: Path) -> Callable[[int], tuple[float, float]]:
     """Function of a number of steps: minutes and FLOPs of a run until then. FLOPs are those of the closed form of
-    fastbert's loop, also for transformers, whose model computes logits and the last block at all positions."""
+    fastbert's loop, with Muon's on this machine, also for transformers, whose model computes logits and the last block
+    at all positions."""
     options, dataset = options_of(run), open_dataset(data)
     config = options.encoder.resolve(dataset.vocab_size, options.length)
     objective = OBJECTIVES[options.objective](config, options.of_objective.resolve(config), dataset.wordpiece)
+    update = optimizer_flops(objective.named_parameters(), options.optimizer, torch.device("cpu"))
     plan = make_plan(options.stages, options.batch_size, options.length, options.steps)
     if missing := [length for length in plan.lengths if str(length) not in speed]:
         raise UserError(f"{run} has sequences of {missing[0]} tokens, which were not timed")
 
     def costs(steps: int) -> tuple[float, float]:
         ms = plan.total(lambda _, length: statistics.median(speed[str(length)]), 0, steps)
-        return ms / 60_000, float(plan.total(objective.flops, 0, steps))
+        return ms / 60_000, float(plan.total(objective.flops, 0, steps) + update * steps)
 
     return costs
 

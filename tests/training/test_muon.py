@@ -12,7 +12,7 @@ from fastbert.data.tokenizer import WordPiece
 from fastbert.model.options import EncoderOptions
 from fastbert.objectives.electra import Electra
 from fastbert.objectives.options import ElectraOptions
-from fastbert.training import muon
+from fastbert.training import muon, optimizers
 from fastbert.training.optimizer_state import flatten_optimizer
 from fastbert.training.optimizers import build_optimizer, guarded_step
 from fastbert.training.options import OptimizerOptions
@@ -90,6 +90,22 @@ def test_wide_matrices_in_float32_with_fewer_operations(smallest: float, tall: b
     assert error.max() < 1e-3  # of the largest singular value, about 1; in bfloat16 it is 0.1
     unit = 2 * 2 * 48**2  # operations per column, for the two matrices
     assert counter.get_total_flops() == unit * (2 * 160 + 17 * 48) < unit * (10 * 160 + 5 * 48)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_flops_of_an_update_are_counted(monkeypatch, precision: str) -> None:
+    """As torch counts them; AdamW multiplies no matrices."""
+    monkeypatch.setattr(optimizers, "resolve_precision", lambda *_: (precision, ""))
+    parameters = {name: nn.Parameter(value) for name, value in weights(0).items()}
+    for name, gradient in weights(1).items():
+        parameters[name].grad = gradient
+    for kind in ("muon", "adamw"):
+        options = OptimizerOptions(kind)
+        optimizer = build_optimizer(parameters.items(), options, "cpu")
+        with FlopCounterMode(display=False) as counter:
+            guarded_step(optimizer, 0.1, FINITE)
+        found = optimizers.optimizer_flops(parameters.items(), options, torch.device("cpu"))
+        assert counter.get_total_flops() == found and (found > 0) == (kind == "muon")
 
 
 @pytest.mark.parametrize("rows", [20, 40])

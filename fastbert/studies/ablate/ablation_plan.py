@@ -49,6 +49,7 @@ from fastbert.studies.shared.pretrain_jobs import BRANCH, PRETRAIN, initial_weig
 from fastbert.studies.shared.trained import Columns
 from fastbert.training.checkpoints import check_space
 from fastbert.training.hardware import resolve_device
+from fastbert.training.optimizers import optimizer_flops
 from fastbert.training.schedules import learning_rate_factor, warmup_steps
 from fastbert.training.splits import OLD
 
@@ -227,12 +228,13 @@ def plan_variant(name: str, options: PretrainOptions) -> PlannedVariant:
         by_seed = options.replay.seed is None and (source is None or load_pretrained(source).seed is None)
     setup.batches()  # refuses a corpus of less than one batch
     objective = setup.objective()
+    update = optimizer_flops(objective.named_parameters(), setup.options.optimizer, setup.device)
     return PlannedVariant(
         name=name,
         setup=setup,
         parameters=objective.parameter_count(),
         checkpoint_bytes=checkpoint_size(objective),
-        step_flops={shape: objective.flops(*shape) for shape in setup.shapes()},
+        step_flops={shape: objective.flops(*shape) + update for shape in setup.shapes()},
         replays_by_seed=by_seed and replay.active,
     )
 
