@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.economy import collect_seldom, temporary_folder
+from tests.economy import collect_seldom, save_unrendered, temporary_folder
 
 os.environ["TMPDIR"] = temporary_folder()
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -101,6 +101,20 @@ def grown(prepared: Path, tmp_path_factory) -> Path:
     words = load_tokenizer(prepared)
     more = dataclasses.replace(words, tokens=(*words.tokens, *NEW_WORDS))
     return prepare_with(more, tmp_path_factory.mktemp("grown") / "grown", 200)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unrendered_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Figures are not rendered in the folders with hundreds of short runs, except in files marked `figures`."""
+    folder = request.path.relative_to(Path(__file__).parent).parts[0]
+    if folder not in ("pretraining", "training", "finetuning") or request.node.get_closest_marker("figures"):
+        yield
+        return
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_unrendered)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,8 @@ from fastbert.training.options import OptimizerOptions
 from tests.finetuning.conftest import FAST, finetune, make_task, results, tiny_config, tiny_model, write_rows
 from tests.flags import last_given, main
 
+pytestmark = pytest.mark.figures
+
 CPU = torch.device("cpu")
 KIND = {"words": Classes(("bad", "good"))}
 

@@ -38,6 +38,8 @@ from tests.finetuning.test_finetune import records
 from tests.finetuning.transformers_epoch import losses_of_an_epoch
 from tests.flags import main
 
+pytestmark = pytest.mark.figures
+
 TEXTS = ["the a of and to in is was", "good bad it is, with that: as on at by this had not!", "Größe, she he good."]
 TRAINING = [*TEXTS, *(sentence(random.Random(seed), word) for seed in range(40) for word in ("good", "bad"))]
 """Texts for the tokenizers."""

@@ -18,6 +18,8 @@ from fastbert.records import write_sealed
 from tests.finetuning.conftest import finetune, results, sentence, write_rows
 from tests.flags import main
 
+pytestmark = pytest.mark.figures
+
 LABELS = ("bad", "good")
 
 

@@ -27,6 +27,8 @@ from tests.flags import last_given, main
 from tests.new_data import prepare_with
 from tests.pretraining.test_resume import assert_same_run, metrics, run_and_die
 
+pytestmark = pytest.mark.figures
+
 SHAPE = ("--layers", "--width", "--heads", "--position")
 
 

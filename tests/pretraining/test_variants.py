@@ -11,6 +11,8 @@ from transformers import AutoModelForMaskedLM
 from fastbert.model.positions import POSITIONS
 from tests.flags import main
 
+pytestmark = pytest.mark.figures
+
 VARIANTS = {
     **{position: ["--position", position] for position in POSITIONS},
     "tied-pre-norm": ["--position", "tupe-r", "--cls-attention", "tied", "--norm", "pre"],

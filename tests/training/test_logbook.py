@@ -31,6 +31,8 @@ from fastbert.training.callbacks import Callback
 from fastbert.training.interrupts import Interrupts
 from fastbert.training.logbook import Logbook, plot_curves, read_metrics
 
+pytestmark = pytest.mark.figures
+
 TRAIN = {"loss": 5.4321, "lr": 9.1e-4, "tokens_per_second": 12345.6, "mfu": 0.412}
 
 

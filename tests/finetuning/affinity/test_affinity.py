@@ -16,6 +16,8 @@ from fastbert.training import interrupts
 from tests.finetuning.conftest import make_task, write_rows
 from tests.flags import main
 
+pytestmark = pytest.mark.figures
+
 FAST = (
     *("--machine.threads", "1", "--machine.precision", "fp32", "--machine.device", "cpu"),
     *("--learning-rate", "3e-3", "--batch-size", "8", "--steps", "12", "--every", "5"),
