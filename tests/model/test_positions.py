@@ -277,6 +277,15 @@ def test_positions_beyond_the_table_have_its_last_row(variant: dict) -> None:
     torch.testing.assert_close(padded, alone, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("position", list(POSITIONS))
+def test_positions_of_one_row_are_those_of_all(position: str) -> None:
+    """With an offset, which only moves [CLS] away where scores depend on distances alone."""
+    encoder, ids = build(position), torch.randint(0, 30, (3, 7), generator=torch.Generator().manual_seed(7))
+    moved = torch.tensor([[0, *range(5, 11)]])
+    torch.testing.assert_close(encoder(ids, position_ids=moved), encoder(ids, position_ids=moved.expand(3, 7)))
+    assert not torch.allclose(encoder(ids, position_ids=moved), encoder(ids))
+
+
 def test_lengths_that_an_encoder_can_read() -> None:
     for position in POSITIONS:
         assert check_length(config(position), 12, "length 12") is None

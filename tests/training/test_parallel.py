@@ -39,7 +39,7 @@ OF_THREE = {
     for (name, options), shard in itertools.product(
         {
             "muon": {"optimizer": "muon"},
-            "lengths": {"first_length": 16, "first_fraction": 0.5},
+            "lengths": {"first_length": 16, "first_fraction": 0.5, "first_offset": True},
             "documents": {"document_mask": True, **NOTES},
             "replay": {"replay": {"fraction": 0.3, "seed": 5}, **NOTES},
             "whole words": {"mlm": {"whole_word": True}},
