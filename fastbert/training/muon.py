@@ -158,17 +158,13 @@ def orthogonalized(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
     x = matrices_NRC.mT if tall else matrices_NRC  # X X^T is then the smaller of the two products
     x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)).to(dtype)
-    if _goes_through_gram(*x.shape[1:], dtype):
+    if dtype == torch.float32 and x.shape[2] >= GRAM_RATIO * x.shape[1]:
         x = _through_gram(x)
     else:
         for _ in range(NEWTON_SCHULZ_STEPS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
-
-
-def _goes_through_gram(short: int, long: int, dtype: torch.dtype) -> bool:
-    return dtype == torch.float32 and long >= GRAM_RATIO * short
 
 
 def _through_gram(x_NRC: Tensor) -> Tensor:
@@ -186,10 +182,8 @@ def _through_gram(x_NRC: Tensor) -> Tensor:
     return product @ x_NRC
 
 
-def orthogonalization_flops(count: int, rows: int, columns: int, dtype: torch.dtype) -> int:
-    """FLOPs of `orthogonalized` for `count` matrices, a multiply and an add counted as two."""
+def orthogonalization_flops(count: int, rows: int, columns: int) -> int:
+    """FLOPs of the iteration of `orthogonalized` for `count` matrices, a multiply and an add counted as two. The
+    shorter form for float32 is not counted, so that the number does not depend on the machine."""
     short, long = sorted((rows, columns))
-    steps = NEWTON_SCHULZ_STEPS
-    if _goes_through_gram(short, long, dtype):
-        return 2 * count * (2 * short**2 * long + (4 * steps - 3) * short**3)
-    return 2 * count * steps * (2 * short**2 * long + short**3)
+    return 2 * count * NEWTON_SCHULZ_STEPS * (2 * short**2 * long + short**3)

@@ -62,24 +62,17 @@ def make_optimizer(
     return optimizer
 
 
-def optimizer_flops(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], options: OptimizerOptions, device: torch.device
-) -> int:
+def optimizer_flops(named_parameters: Iterable[tuple[str, nn.Parameter]], options: OptimizerOptions) -> int:
     """FLOPs of the matrix products of one update in closed form: those of Muon; the others have none."""
     if options.name != "muon":
         return 0
     named = list(named_parameters)
-    counts, dtype = matrix_counts(named), products_of_muon(device)
+    counts = matrix_counts(named)
     return sum(
-        orthogonalization_flops(counts[name], len(parameter) // counts[name], parameter.shape[1], dtype)
+        orthogonalization_flops(counts[name], len(parameter) // counts[name], parameter.shape[1])
         for name, parameter in named
         if is_hidden(name, parameter)
     )
-
-
-def products_of_muon(device: torch.device) -> torch.dtype:
-    """Precision of the products in Muon's iteration."""
-    return torch.bfloat16 if resolve_precision("auto", device)[0] == "bf16" else torch.float32
 
 
 def check_skips(optimizer: torch.optim.Optimizer) -> None:
@@ -162,13 +155,14 @@ def build_muon(
             if members:
                 matrices = {"matrices": [counts[name] for name, _ in members]} if for_muon else {}
                 part.append({**group, **matrices, "params": members})
+    precision, _ = resolve_precision("auto", device)
     return Muon(
         [*hidden, *others],
         lr=options.learning_rate,
         momentum=options.momentum,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
-        dtype=products_of_muon(device),
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         world=world,
     )
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from measure_checkpoints import options_of, read_rows
 
 from fastbert.data.shards import open_dataset
@@ -47,12 +46,12 @@ class Point:
 
 def costs_of(run: Path, speed: dict[str, list[float]], data: Path) -> Callable[[int], tuple[float, float]]:
     """Function of a number of steps: minutes and FLOPs of a run until then. FLOPs are those of the closed form of
-    fastbert's loop, with Muon's on this machine, also for transformers, whose model computes logits and the last block
-    at all positions."""
+    fastbert's loop and of Muon, also for transformers, whose model computes logits and the last block at all
+    positions."""
     options, dataset = options_of(run), open_dataset(data)
     config = options.encoder.resolve(dataset.vocab_size, options.length)
     objective = OBJECTIVES[options.objective](config, options.of_objective.resolve(config), dataset.wordpiece)
-    update = optimizer_flops(objective.named_parameters(), options.optimizer, torch.device("cpu"))
+    update = optimizer_flops(objective.named_parameters(), options.optimizer)
     plan = make_plan(options.stages, options.batch_size, options.length, options.steps)
     if missing := [length for length in plan.lengths if str(length) not in speed]:
         raise UserError(f"{run} has sequences of {missing[0]} tokens, which were not timed")

@@ -24,6 +24,7 @@ from fastbert.studies.ablate.options import Budget
 from fastbert.studies.engine.events import startable
 from fastbert.studies.engine.live_status import LiveStatus
 from fastbert.studies.shared.finetune_jobs import FINETUNE
+from fastbert.training.optimizers import optimizer_flops
 from tests.studies.conftest import VARIANTS, losses, time_steps
 
 
@@ -50,6 +51,14 @@ def test_equal_flops_are_steps_in_inverse_proportion(planned) -> None:
     assert study.variants[2].steps < first.steps == 4000
     _, study = planned(budget={"equal": "flops", "flops": 1e9})
     assert study.variants[0].steps == round(1e9 / first.flops)
+
+
+def test_equal_flops_count_muons_products(planned) -> None:
+    variants = {"adamw": {"optimizer": {"name": "adamw"}}, "muon": {"optimizer": {"name": "muon"}}}
+    _, study = planned(budget={"equal": "flops", "steps": 4000}, variants=variants)
+    adamw, muon = study.variants
+    update = optimizer_flops(muon.setup.objective().named_parameters(), muon.setup.options.optimizer)
+    assert muon.flops - adamw.flops == update > 0 and muon.steps == round(4000 * adamw.flops / muon.flops)
 
 
 def test_budgets_in_every_unit(planned) -> None:

@@ -228,7 +228,7 @@ def plan_variant(name: str, options: PretrainOptions) -> PlannedVariant:
         by_seed = options.replay.seed is None and (source is None or load_pretrained(source).seed is None)
     setup.batches()  # refuses a corpus of less than one batch
     objective = setup.objective()
-    update = optimizer_flops(objective.named_parameters(), setup.options.optimizer, setup.device)
+    update = optimizer_flops(objective.named_parameters(), setup.options.optimizer)
     return PlannedVariant(
         name=name,
         setup=setup,
