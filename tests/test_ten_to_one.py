@@ -222,6 +222,12 @@ def test_costs_of_stages(scripts, staged, prepared, monkeypatch) -> None:
     minutes, flops = zip(*(costs(steps) for steps in (1, 3, 4)), strict=True)
     assert minutes == pytest.approx((1 / 60, 3 / 60, 6 / 60))
     assert flops[1] == 3 * flops[0] and flops[2] - flops[1] > flops[0]  # attention at twice the length
+    muon = replace(staged, optimizer=replace(staged.optimizer, name="muon"))
+    monkeypatch.setattr(module, "options_of", lambda run: muon)
+    more = [module.costs_of(Path("run"), {"8": [900], "16": [3000]}, prepared)(steps)[1] for steps in (1, 3, 4)]
+    assert more[0] > flops[0] and [a - b for a, b in zip(more, flops, strict=True)] == [
+        steps * (more[0] - flops[0]) for steps in (1, 3, 4)
+    ]
     with pytest.raises(UserError, match="run has sequences of 16 tokens, which were not timed"):
         module.costs_of(Path("run"), {"8": [900]}, prepared)
 
