@@ -44,14 +44,17 @@ class StageOptions:
 
     def inactive(self) -> set[str]:
         """Names of the options without effect."""
-        first = {"first_length", "first_fraction", "first_offset"} if self.first_length is None else set()
+        first = {"first_length", "first_fraction"} if self.first_length is None else set()
         if not self.first_offset:
             first.add("first_offset")
         return first | ({"initial_batch_size", "batch_warmup"} if self.initial_batch_size is None else set())
 
     def check(self, batch_size: int, length: int) -> None:
-        """Raises a UserError if the first length or batch is not smaller than the final one, or does not divide it."""
+        """Raises a UserError if the first length or batch is not smaller than the final one, or does not divide it, or
+        if there is an offset without a first length."""
         first, start = self.first_length, self.initial_batch_size
+        if first is None and self.first_offset:
+            raise UserError("first_offset has no effect without first_length; add --first-length or --no-first-offset")
         if first is not None and first >= length:
             raise UserError(
                 f"first_length {first} is not shorter than length {length}: sequences only grow during a run; give the "

@@ -17,9 +17,8 @@ def runs(sample):
     first, longer = sample(st.integers(2, 30)), sample(st.integers(2, 5))
     warmup = sample(st.one_of(st.floats(0.01, 0.99), st.integers(1, 50)))
     options = StageOptions(
-        first_length=sample(st.sampled_from((None, first))),
+        **sample(st.sampled_from(({}, {"first_length": first}, {"first_length": first, "first_offset": True}))),
         first_fraction=sample(st.floats(0.01, 0.99)),
-        first_offset=sample(st.booleans()),
         initial_batch_size=sample(st.sampled_from((None, start))),
         batch_warmup=float(warmup),
     )
@@ -98,6 +97,7 @@ def test_a_batch_grows_in_equal_parts() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"first_offset": True}, "first_offset has no effect without first_length; add --first-length"),
         ({"first_length": 16}, "first_length 16 is not shorter than length 16"),
         ({"first_length": 99}, "give the longest as --length"),
         ({"first_length": 7}, "cannot be cut into whole sequences of 7"),

@@ -228,7 +228,7 @@ def test_timed_networks_are_freed(prepared, tmp_path, monkeypatch) -> None:
 
 def test_only_active_options_name_the_experiment(prepared) -> None:
     plain = options(prepared)
-    for idle in ({"first_fraction": 0.5}, {"batch_warmup": 0.5}, {"first_offset": True}):
+    for idle in ({"first_fraction": 0.5}, {"batch_warmup": 0.5}):
         assert science(options(prepared, **idle), "data") == science(plain, "data")
     for active in ({"first_length": 16}, {"initial_batch_size": 2}):
         assert science(options(prepared, **active), "data") != science(plain, "data")

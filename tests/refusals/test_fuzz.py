@@ -77,6 +77,7 @@ ACTIVE = {
     ("schedule", "decay"): {"schedule": {"name": "wsd"}},
     ("optimizer", "momentum"): {"optimizer": {"name": "muon"}},
     ("first_fraction",): {"first_length": 8},
+    ("first_offset",): {"first_length": 8},
     ("batch_warmup",): {"initial_batch_size": 1},
     ("tokens",): {"steps": None},
     ("minutes",): {"steps": None},
